@@ -1,0 +1,46 @@
+# `make demo` and `make test` each work alone on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow test-full lint format
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        64 labelled pictures from prompts, as a COCO dataset with a contact sheet"
+	@echo "make test        the tests (minutes)"
+	@echo "make test-slow   the slow ones that CI runs too"
+	@echo "make test-full   all tests, full-size UNets included (needs 16 GiB of memory)"
+	@echo "make lint        ruff and pyright"
+	@echo "make format      ruff, changing files"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/datagen generate configs/demo.yaml
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m 'slow and not real_size' --timeout 900
+
+test-full: $(STAMP)
+	$(BIN)/pytest -m 'slow or real_size or not slow' --timeout 3600
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format

@@ -1,0 +1,46 @@
+"""Runs every test with executed annotations, no network and one thread per library."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    NO_ALBUMENTATIONS_UPDATE="1",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: shapes and types of every function and dataclass are checked as they run.
+install_import_hook(["decoders", "datagen"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder that is not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Tiny random pipelines by kind: sd1, sd2, xl; not to be changed."""
+    from tests.tiny_models import tiny_sd1, tiny_sd2, tiny_xl
+
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {"sd1": tiny_sd1(folder / "sd1"), "sd2": tiny_sd2(folder / "sd2"), "xl": tiny_xl(folder / "xl")}
+
+
+@pytest.fixture(scope="session")
+def loras(pipelines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """LoRA files by kind."""
+    from tests.tiny_models import tiny_lora
+
+    folder = tmp_path_factory.mktemp("loras")
+    return {kind: tiny_lora(pipeline, folder / f"{kind}.safetensors") for kind, pipeline in pipelines.items()}
