@@ -1,0 +1,1 @@
+"""Wishes -> pictures -> dataset: the factory around a diffusion model and a reader."""

@@ -1,0 +1,1 @@
+"""Pictures -> labels: readers of the inner activations of a frozen diffusion model."""

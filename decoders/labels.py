@@ -1,0 +1,158 @@
+"""What a reader says about a picture: one label per task, given per pixel or per object."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Integer, UInt8
+
+from decoders.errors import UserError
+
+CATEGORY = "category"
+"""Unit of a map whose values are semantic ids: 1..K of its taxonomy, 0 where unlabelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taxonomy:
+    """The classes of a dataset. Semantic id n in 1..K is the n-th entry; 0 means unlabelled."""
+
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+    """True for classes that can be counted (car), False for stuff (sky)."""
+    colors: tuple[tuple[int, int, int], ...]
+    """RGB, 0..255, for overlays."""
+    category_ids: tuple[int, ...] = ()
+    """What the user's own files call each class, all >= 1; 1..K when left out."""
+    phrases: tuple[str, ...] = ()
+    """What the text encoder is asked for; the names when left out."""
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not self.category_ids:
+            object.__setattr__(self, "category_ids", tuple(range(1, count + 1)))
+        if not self.phrases:
+            object.__setattr__(self, "phrases", self.names)
+        for column in ("is_thing", "colors", "category_ids", "phrases"):
+            if len(getattr(self, column)) != count:
+                raise UserError(
+                    f"a taxonomy of {count} names came with {len(getattr(self, column))} {column}; give one for each class"
+                )
+        if not 1 <= count <= 254:
+            raise UserError(f"a taxonomy holds 1 to 254 classes, found {count}; merge classes or name at least one")
+        if len(set(self.names)) != count:
+            raise UserError(f"class names must differ, found {sorted(self.names)}; rename the doubled one")
+        if len(set(self.category_ids)) != count or min(self.category_ids) < 1:
+            raise UserError(
+                f"category ids must differ and start at 1, found {self.category_ids}; the COCO scorer takes 0 for 'no match'"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How physical values become whole numbers in a file, the same for every picture of a dataset.
+
+    A scale chosen per picture would let two files with equal pixels mean different distances.
+    """
+
+    unit: str
+    quantum: float
+    """Size of one step, in `unit`."""
+    offset: int = 0
+    """Whole number that stands for zero; lets an unsigned file hold negative values."""
+    dtype: Literal["uint8", "uint16"] = "uint16"
+
+    def pack(self, values: Float32[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*shape"]:
+        """Round physical values to the steps a file holds; refuse what it cannot hold.
+
+        Raises:
+            ValueError: a value is not finite or lies outside the range of `dtype`.
+        """
+        steps = np.rint(values / self.quantum) + self.offset
+        limits = np.iinfo(self.dtype)
+        if not np.all((limits.min <= steps) & (steps <= limits.max)):  # so written that NaN fails too
+            low, high = ((limit - self.offset) * self.quantum for limit in (limits.min, limits.max))
+            raise ValueError(
+                f"values {values.min():g}..{values.max():g} {self.unit} do not fit {self.dtype}, which holds "
+                f"{low:g}..{high:g} {self.unit}; mark such pixels invalid or choose a larger quantum"
+            )
+        return steps.astype(self.dtype)
+
+    def unpack(self, steps: Integer[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """The physical values that a file's whole numbers stand for."""
+        return ((steps.astype(np.float32) - self.offset) * self.quantum).astype(np.float32)
+
+
+SEMANTIC_STORAGE = Storage(unit=CATEGORY, quantum=1.0, dtype="uint8")
+METRIC_DEPTH_STORAGE = Storage(unit="m", quantum=1 / 256, dtype="uint16")
+"""KITTI's convention: metres x 256, 0 = no measurement, up to 255.99 m."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseMap:
+    """One value per pixel, with what is known about its truth."""
+
+    values: Float32[np.ndarray, "height width channels"]
+    valid: Bool[np.ndarray, "height width"]
+    """False where there is no truth, as in the sky of a depth map; losses and metrics skip these."""
+    confidence: Float32[np.ndarray, "height width"]
+    """0..1 as the decoder sees it, not calibrated; 1 where the label is given truth."""
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSet:
+    """One entry per object."""
+
+    masks: Bool[np.ndarray, "objects height width"]
+    category_ids: Int64[np.ndarray, " objects"]
+    """Semantic ids, 1..K of the taxonomy."""
+    scores: Float32[np.ndarray, " objects"]
+    """0..1; 1 for given truth."""
+    is_crowd: Bool[np.ndarray, " objects"]
+    """True for a region of several objects that nobody separated: scorers ignore it."""
+    keypoints_px: Float32[np.ndarray, "objects points 3"] | None = None
+    """x, y in pixels (0, 0 is the centre of the top left pixel) and visibility 0, 1 or 2."""
+
+
+Label = DenseMap | InstanceSet
+LabelSet = Mapping[str, Label]
+"""Task name -> label. Exporters know the two kinds, never a task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotatedImage:
+    """A picture with its truth: what readers are fitted on and measured against."""
+
+    name: str
+    """File name without folder or suffix, unique in its dataset."""
+    image: UInt8[np.ndarray, "height width 3"]
+    labels: LabelSet = field(default_factory=dict[str, Label])
+
+
+def semantic_map(
+    ids: UInt8[np.ndarray, "height width"], confidence: Float32[np.ndarray, "height width"] | None = None
+) -> DenseMap:
+    """Semantic ids (0 = void) as a label; confidence is 1 where none is given."""
+    return DenseMap(
+        values=ids[..., None].astype(np.float32),
+        valid=ids > 0,
+        confidence=np.ones(ids.shape, np.float32) if confidence is None else confidence,
+        storage=SEMANTIC_STORAGE,
+    )
+
+
+def metric_depth(
+    meters: Float32[np.ndarray, "height width"], confidence: Float32[np.ndarray, "height width"] | None = None
+) -> DenseMap:
+    """Depth along the optical axis; what is not finite, not positive or beyond the file's range is invalid and set to 0."""
+    valid = np.isfinite(meters) & (meters >= METRIC_DEPTH_STORAGE.quantum) & (meters < 255.9)
+    return DenseMap(
+        values=np.where(valid, meters, 0.0).astype(np.float32)[..., None],
+        valid=valid,
+        confidence=np.ones(meters.shape, np.float32) if confidence is None else confidence,
+        storage=METRIC_DEPTH_STORAGE,
+    )
