@@ -27,7 +27,7 @@ class FeatureSpec:
     """The perceiver's own choices (layers, timestep, seed, phrases, ...), as plain JSON values."""
 
     def check(self, found: "FeatureSpec", *, reader: str) -> None:
-        """Raise a `UserError` naming each field in which `found` (the loaded perceiver) differs from this (the reader's)."""
+        """Raise a `UserError` naming each field in which `found` (the loaded one) differs from the reader's own."""
         differences = [
             f"  {field.name}: reader {getattr(self, field.name)!r}, model {getattr(found, field.name)!r}"
             for field in fields(self)

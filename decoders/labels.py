@@ -34,17 +34,17 @@ class Taxonomy:
         if not self.phrases:
             object.__setattr__(self, "phrases", self.names)
         for column in ("is_thing", "colors", "category_ids", "phrases"):
-            if len(getattr(self, column)) != count:
-                raise UserError(
-                    f"a taxonomy of {count} names came with {len(getattr(self, column))} {column}; give one for each class"
-                )
+            found = len(getattr(self, column))
+            if found != count:
+                raise UserError(f"a taxonomy of {count} names came with {found} {column}; give one for each class")
         if not 1 <= count <= 254:
             raise UserError(f"a taxonomy holds 1 to 254 classes, found {count}; merge classes or name at least one")
         if len(set(self.names)) != count:
             raise UserError(f"class names must differ, found {sorted(self.names)}; rename the doubled one")
         if len(set(self.category_ids)) != count or min(self.category_ids) < 1:
             raise UserError(
-                f"category ids must differ and start at 1, found {self.category_ids}; the COCO scorer takes 0 for 'no match'"
+                f"category ids must differ and be at least 1, found {self.category_ids}; number them from 1, as the "
+                "COCO scorer takes 0 for 'no match'"
             )
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ def semantic_map(
 def metric_depth(
     meters: Float32[np.ndarray, "height width"], confidence: Float32[np.ndarray, "height width"] | None = None
 ) -> DenseMap:
-    """Depth along the optical axis; what is not finite, not positive or beyond the file's range is invalid and set to 0."""
+    """Depth along the optical axis; what is not finite, not positive or beyond the file's range is invalid, and 0."""
     valid = np.isfinite(meters) & (meters >= METRIC_DEPTH_STORAGE.quantum) & (meters < 255.9)
     return DenseMap(
         values=np.where(valid, meters, 0.0).astype(np.float32)[..., None],

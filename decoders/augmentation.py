@@ -1,0 +1,142 @@
+"""Views of an annotated picture: seen nearer or farther, mirrored, in other light; labels move along, never blended.
+
+The one file that imports albumentations (2.0.8, the last MIT release), and only when a view is asked for: the import
+takes seconds.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, DenseMap
+from decoders.resizing import Size, resize_image, resize_map
+
+_BORDER_GREY = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How far a view may differ from the plain picture."""
+
+    zoom: tuple[float, float] = (0.8, 1.6)
+    """Smallest and largest magnification relative to the plain view, drawn evenly in log space."""
+    mirror: bool = True
+    jitter: float = 0.2
+    """Largest relative change of brightness, contrast and saturation; hue moves by a tenth of it. 0 = off."""
+
+    def __post_init__(self) -> None:
+        low, high = self.zoom
+        if not 0.1 <= low <= high <= 10:
+            raise UserError(
+                f"zoom must be two rising numbers within 0.1..10, found {list(self.zoom)}; [1, 1] switches it off"
+            )
+        if not 0 <= self.jitter < 1:
+            raise UserError(f"jitter must be at least 0 and below 1, found {self.jitter}; 0 switches it off")
+
+
+def make_view(
+    picture: AnnotatedImage, *, view: int, size: Size, augmentation: Augmentation, seed: Sequence[int]
+) -> AnnotatedImage:
+    """View number `view` of a picture at `size`, a pure function of its arguments.
+
+    View 0 is the plain picture, scaled to cover `size` and cropped about its centre (no crop at equal proportions).
+    Other views are magnified, cropped at random, mirrored and recoloured. What lies outside the picture is grey, its
+    labels invalid with confidence 0: nothing is known there, not even that there is no depth.
+
+    Args:
+        seed: what makes the draw unique, such as (run seed, picture number); the view number is added here.
+
+    Raises:
+        UserError: a label differs from the picture in size or is not a dense map.
+    """
+    _check(picture)
+    native = picture.image.shape[:2]
+    cover = max(size[0] / native[0], size[1] / native[1])
+    stream = np.random.default_rng([*seed, view])
+    low, high = augmentation.zoom
+    zoom = 1.0 if view == 0 else float(np.exp(stream.uniform(np.log(low), np.log(high))))
+    scaled = (max(1, round(native[0] * cover * zoom)), max(1, round(native[1] * cover * zoom)))
+    # A reader scales pictures by their short side; against that, this view shows things larger by `magnification`.
+    magnification = cover * zoom / (min(size) / min(native)) if view else 1.0
+    labels = {name: _nearer(resize_map(label, scaled), magnification) for name, label in _dense(picture).items()}
+    image, labels = _move(
+        resize_image(picture.image, scaled), labels, view, size, augmentation, int(stream.integers(2**31))
+    )
+    return AnnotatedImage(name=picture.name, image=image, labels=labels)
+
+
+def _dense(picture: AnnotatedImage) -> dict[str, DenseMap]:
+    return {name: label for name, label in picture.labels.items() if isinstance(label, DenseMap)}
+
+
+def _check(picture: AnnotatedImage) -> None:
+    for name, label in picture.labels.items():
+        if not isinstance(label, DenseMap):
+            raise UserError(
+                f"picture {picture.name}: label {name} is a set of objects, and only per-pixel labels can be "
+                "augmented; leave it out"
+            )
+        if label.valid.shape != picture.image.shape[:2]:
+            raise UserError(
+                f"picture {picture.name} has {picture.image.shape[:2]} pixels (height, width), its {name} label "
+                f"{label.valid.shape}; both must be of one size"
+            )
+
+
+def _nearer(label: DenseMap, magnification: float) -> DenseMap:
+    """Lengths at a magnification: through the same lens, what looks twice as large is half as far away."""
+    if label.storage.unit != "m":
+        return label
+    return replace(label, values=(label.values / np.float32(magnification)).astype(np.float32))
+
+
+def _move(
+    image: np.ndarray[Any, np.dtype[np.uint8]],
+    labels: dict[str, DenseMap],
+    view: int,
+    size: Size,
+    augmentation: Augmentation,
+    seed: int,
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, DenseMap]]:
+    """Crop, mirror and recolour with albumentations; maps travel as masks, which it moves without interpolation."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version when imported
+    import albumentations
+
+    height, width = size
+    steps: list[Any] = [
+        albumentations.PadIfNeeded(min_height=height, min_width=width, fill=_BORDER_GREY, fill_mask=0),
+        albumentations.RandomCrop(height=height, width=width)
+        if view
+        else albumentations.CenterCrop(height=height, width=width),
+    ]
+    if view and augmentation.mirror:
+        steps.append(albumentations.HorizontalFlip(p=0.5))
+    if view and augmentation.jitter:
+        span = (1 - augmentation.jitter, 1 + augmentation.jitter)
+        hue = (-augmentation.jitter / 10, augmentation.jitter / 10)
+        steps.append(albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=0.8))
+    masks = {
+        f"{name}/{part}": array
+        for name, label in labels.items()
+        for part, array in (
+            ("values", label.values),
+            ("valid", label.valid.astype(np.uint8)),
+            ("confidence", label.confidence),
+        )
+    }
+    compose = albumentations.Compose(steps, additional_targets=dict.fromkeys(masks, "mask"), seed=seed)
+    arrays: dict[str, Any] = {"image": image, **masks}
+    moved = compose(**arrays)
+    return np.ascontiguousarray(moved["image"]), {
+        name: DenseMap(
+            values=np.ascontiguousarray(moved[f"{name}/values"]),
+            valid=np.ascontiguousarray(moved[f"{name}/valid"].astype(bool)),
+            confidence=np.ascontiguousarray(moved[f"{name}/confidence"]),
+            storage=label.storage,
+        )
+        for name, label in labels.items()
+    }

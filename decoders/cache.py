@@ -1,0 +1,209 @@
+"""Features of every augmented view, computed once and kept in half precision: updates never run the perceiver."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from decoders.augmentation import make_view
+from decoders.errors import UserError
+from decoders.features import FeatureBundle, FeatureSpec, Perceiver
+from decoders.labels import AnnotatedImage, LabelSet
+from decoders.perceiving import perceive, require_finite, select
+from decoders.resizing import Size
+from decoders.settings import FitSettings
+from decoders.tasks import Task
+
+_HALF_BYTES = 2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitProgress:
+    """One step of a fit, for whoever shows it."""
+
+    stage: Literal["perceive", "fit"]
+    done: int
+    total: int
+    message: str = ""
+    """What the user should know; empty for a mere step."""
+
+
+OnProgress = Callable[[FitProgress], None]
+
+
+def log_progress(progress: FitProgress) -> None:
+    """Messages go to the log, mere steps nowhere."""
+    if progress.message:
+        _log.info(progress.message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """Which views will be computed."""
+
+    size: Size
+    fitted: tuple[int, ...]
+    """Numbers of the pictures learned from."""
+    held_out: tuple[int, ...]
+    """Numbers of the pictures that choose the best step: their plain view only."""
+    views: int
+    """Of each picture learned from."""
+    view_bytes: int
+
+    @property
+    def total(self) -> int:
+        return len(self.fitted) * self.views + len(self.held_out)
+
+    @property
+    def nbytes(self) -> int:
+        return self.total * self.view_bytes
+
+    def order(self) -> Iterator[tuple[int, int]]:
+        """(picture number, view number), held-out pictures first, one picture's views together."""
+        yield from ((index, 0) for index in self.held_out)
+        yield from ((index, view) for index in self.fitted for view in range(self.views))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedView:
+    """A view as the decoder meets it."""
+
+    picture: str
+    features: FeatureBundle
+    """Batch of one, half precision, on the CPU."""
+    targets: Mapping[str, Tensor]
+    labels: LabelSet
+    """The truth itself for held-out views; empty for those that are learned from."""
+    device: torch.device
+    """Where the perceiver computes, and the decoder with it."""
+
+
+def plan_cache(
+    spec: FeatureSpec,
+    first: AnnotatedImage,
+    tasks: Mapping[str, Task],
+    *,
+    size: Size,
+    fitted: Sequence[int],
+    held_out: Sequence[int],
+    settings: FitSettings,
+) -> CachePlan:
+    """As many of the wanted views as the cache may hold, found out before any feature is computed.
+
+    Raises:
+        UserError: not even the plain view of each picture fits.
+    """
+    sample = make_view(
+        learnable(first, tasks), view=0, size=size, augmentation=settings.augmentation, seed=(settings.seed,)
+    )
+    per_view = _feature_bytes(spec, size) + sum(target.nbytes for target in make_targets(sample, tasks).values())
+    room = int(settings.cache_gb * 2**30) // per_view - len(held_out)
+    if room < len(fitted):
+        pictures = len(fitted) + len(held_out)
+        raise UserError(
+            f"{pictures} pictures need a cache of {pictures * per_view / 2**30:.3f} GiB even at one view each, "
+            f"and cache_gb is {settings.cache_gb:g}; raise cache_gb, lower size, or fit on fewer pictures"
+        )
+    return CachePlan(
+        size=size,
+        fitted=tuple(fitted),
+        held_out=tuple(held_out),
+        views=min(settings.views, room // len(fitted)),
+        view_bytes=per_view,
+    )
+
+
+def cache_views(
+    perceiver: Perceiver,
+    annotated: Sequence[AnnotatedImage],
+    tasks: Mapping[str, Task],
+    plan: CachePlan,
+    settings: FitSettings,
+    on_progress: OnProgress,
+) -> tuple[list[CachedView], list[CachedView]]:
+    """The views to learn from and the held-out ones.
+
+    Pictures are loaded one at a time, so `annotated` may read from disk.
+
+    Raises:
+        UserError: a label or a feature is wrong; names the picture.
+    """
+    cached: list[CachedView] = []
+    pending: list[AnnotatedImage] = []
+    for position, view in enumerate(_views(annotated, tasks, plan, settings), start=1):
+        pending.append(view)
+        if len(pending) < settings.perceive_batch and position < plan.total:
+            continue
+        bundle = perceive(
+            perceiver,
+            [one.image for one in pending],
+            names=[one.name for one in pending],
+            batch_size=settings.perceive_batch,
+        )
+        for index, one in enumerate(pending):
+            half = select(bundle, index).to("cpu", torch.float16)
+            require_finite(half, one.name)
+            cached.append(
+                CachedView(
+                    picture=one.name,
+                    features=half,
+                    targets=make_targets(one, tasks),
+                    labels=one.labels if len(cached) < len(plan.held_out) else {},
+                    device=bundle.image.device,
+                )
+            )
+        pending = []
+        on_progress(FitProgress(stage="perceive", done=position, total=plan.total))
+    return cached[len(plan.held_out) :], cached[: len(plan.held_out)]
+
+
+def make_targets(picture: AnnotatedImage, tasks: Mapping[str, Task]) -> dict[str, Tensor]:
+    """What each task's loss compares with.
+
+    Raises:
+        UserError: a label is missing or wrong; names the picture.
+    """
+    targets: dict[str, Tensor] = {}
+    for name, task in tasks.items():
+        if name not in picture.labels:
+            raise UserError(
+                f"picture {picture.name} has no label {name} (it has {', '.join(picture.labels) or 'none'}); "
+                f"add it, leave the picture out, or do not ask for the task {name}"
+            )
+        try:
+            targets[name] = task.target(picture.labels[name])
+        except UserError as error:
+            raise UserError(f"picture {picture.name}: {error}") from error
+    return targets
+
+
+def learnable(picture: AnnotatedImage, tasks: Mapping[str, Task]) -> AnnotatedImage:
+    """The picture with only those labels that a task learns; errors as `make_targets`, so none hides outside a crop."""
+    make_targets(picture, tasks)
+    labels = {name: label for name, label in picture.labels.items() if name in tasks}
+    return AnnotatedImage(name=picture.name, image=picture.image, labels=labels)
+
+
+def _views(
+    annotated: Sequence[AnnotatedImage], tasks: Mapping[str, Task], plan: CachePlan, settings: FitSettings
+) -> Iterator[AnnotatedImage]:
+    loaded: AnnotatedImage | None = None
+    before = -1
+    for index, view in plan.order():
+        if loaded is None or index != before:
+            loaded, before = learnable(annotated[index], tasks), index
+        yield make_view(
+            loaded, view=view, size=plan.size, augmentation=settings.augmentation, seed=(settings.seed, index)
+        )
+
+
+def _feature_bytes(spec: FeatureSpec, size: Size) -> int:
+    cells = [-(-size[0] // stride) * -(-size[1] // stride) for stride in spec.strides]
+    values = sum(
+        (channels + maps) * cell for channels, maps, cell in zip(spec.channels, spec.attention_maps, cells, strict=True)
+    )
+    return (values + 3 * size[0] * size[1]) * _HALF_BYTES

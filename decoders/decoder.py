@@ -1,0 +1,169 @@
+"""The P-decoder: one trunk shared by all tasks turns a perceiver's features into picture-sized features.
+
+After DatasetDM (arXiv 2308.06160), with three changes: features are projected *before* they are upsampled (a 1x1
+convolution commutes with bilinear resizing, and is cheaper on the small grid), norms look at one picture at a time, and
+a light path that sees the picture itself makes edges sharp at full size.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from decoders.features import FeatureBundle, FeatureSpec
+from decoders.settings import DecoderSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrunkFeatures:
+    """What task heads look at."""
+
+    deep: Float[Tensor, "batch deep_channels deep_height deep_width"]
+    """All perceiver levels fused, on the grid of the finest one: wide, knows what things are."""
+    fine: Float[Tensor, "batch fine_channels height width"]
+    """At picture size: narrow, knows where they end."""
+
+
+class Standardise(nn.Module):
+    """Zero mean and unit variance per channel, as measured once on the fit set.
+
+    Diffusion features differ a thousandfold in scale between channels. Measured constants, unlike a norm over the
+    picture, keep what is bright or dark for this picture as a whole.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("scale", torch.ones(channels, 1, 1))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return (x - self.mean) * self.scale
+
+
+class Residual(nn.Module):
+    """norm, SiLU, convolution, twice, added to the input; norms are over groups within one picture."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return x + self.body(x)
+
+
+class TwoScaleHead(nn.Module):
+    """A linear reading of both trunk outputs: class from the deep one, border from the fine one."""
+
+    def __init__(self, trunk: "Trunk", outputs: int) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(trunk.deep_channels, outputs, 1)
+        self.fine = nn.Conv2d(trunk.fine_channels, outputs, 1)
+
+    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch outputs height width"]:
+        fine = self.fine(features.fine)
+        return fine + resize(self.deep(features.deep), fine.shape[-2:])
+
+
+class Trunk(nn.Module):
+    """Perceiver levels fused coarse -> fine, then refined to picture size beside the picture itself."""
+
+    def __init__(self, spec: FeatureSpec, settings: DecoderSettings) -> None:
+        super().__init__()
+        width = settings.width
+        inputs = [features + maps for features, maps in zip(spec.channels, spec.attention_maps, strict=True)]
+        self.standardise = nn.ModuleList(Standardise(channels) for channels in inputs)
+        self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in inputs)
+        self.drop = nn.Dropout2d(settings.dropout)
+        self.fuse = nn.ModuleList(Residual(width) for _ in inputs)
+        self.deep_norm = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU())
+        # Picture scales 1, 1/2, 1/4 ... down to the one above the finest grid.
+        steps = max(1, math.ceil(math.log2(min(spec.strides))))
+        widths = [min(width, settings.fine_width * 2**step) for step in range(steps)]
+        self.stem = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2 if step else 1, padding=1)
+            for step, (before, after) in enumerate(zip([3, *widths], widths, strict=False))
+        )
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(before, after, 1) for before, after in zip([*widths[1:], width], widths, strict=True)
+        )
+        self.refine = nn.ModuleList(Residual(channels) for channels in widths)
+        self.fine_norm = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU())
+        self.deep_channels = width
+        self.fine_channels = widths[0]
+
+    @torch.no_grad()
+    def calibrate(self, bundles: Iterable[FeatureBundle]) -> None:
+        """Measure mean and deviation of each input channel over the fit set."""
+        layers = [module for module in self.standardise if isinstance(module, Standardise)]
+        totals = [torch.zeros(2, layer.mean.numel(), dtype=torch.float64) for layer in layers]
+        counts = [0] * len(layers)
+        for bundle in bundles:
+            for index, x in enumerate(_joined(bundle)):
+                flat = x.transpose(0, 1).flatten(1).double().cpu()
+                totals[index] += torch.stack([flat.sum(1), flat.square().sum(1)])
+                counts[index] += flat.shape[1]
+        for layer, total, count in zip(layers, totals, counts, strict=True):
+            mean, square = total / count
+            deviation = (square - mean.square()).clamp_min(0).sqrt()
+            scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 1.0)  # a dead channel stays as it is
+            layer.mean.copy_(mean[:, None, None])
+            layer.scale.copy_(scale[:, None, None])
+
+    def forward(self, bundle: FeatureBundle) -> TrunkFeatures:
+        x: Tensor | None = None
+        for joined, standardise, project, fuse in zip(
+            _joined(bundle), self.standardise, self.project, self.fuse, strict=True
+        ):
+            level = self.drop(project(standardise(joined)))
+            x = fuse(level if x is None else level + resize(x, level.shape[-2:]))
+        if x is None:
+            raise ValueError("a perceiver must give at least one level")
+        deep = self.deep_norm(x)
+
+        stems: list[Tensor] = []
+        seen = bundle.image
+        for convolution in self.stem:
+            seen = convolution(functional.silu(seen) if stems else seen)
+            stems.append(seen)
+        for stem, narrow, refine in zip(reversed(stems), reversed(self.narrow), reversed(self.refine), strict=True):
+            x = refine(stem + resize(narrow(x), stem.shape[-2:]))
+        return TrunkFeatures(deep=deep, fine=self.fine_norm(x))
+
+
+class PDecoder(nn.Module):
+    """Trunk and task heads: all that is fitted of a reader."""
+
+    def __init__(self, trunk: Trunk, tasks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tasks = nn.ModuleDict(dict(tasks))
+
+    def forward(self, bundle: FeatureBundle) -> dict[str, Tensor]:
+        """Raw output of each task's head, (batch, outputs, height, width)."""
+        features = self.trunk(bundle)
+        return {name: task(features) for name, task in self.tasks.items()}
+
+
+def resize(x: Float[Tensor, "batch channels _ _"], size: tuple[int, ...]) -> Float[Tensor, "batch channels _ _"]:
+    """Bilinear; pixels keep their place relative to the picture's corners."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _joined(bundle: FeatureBundle) -> Iterable[Tensor]:
+    return (torch.cat(pair, dim=1) for pair in zip(bundle.levels, bundle.attention, strict=True))

@@ -1,0 +1,84 @@
+"""Writing a file whole or not at all, and where this user's caches are."""
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BufferedRandom
+from pathlib import Path
+
+from decoders.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where things live that can be made again, by the desktop standard; never in the work tree."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datagen"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[BufferedRandom, None, None]:
+    """A file to write and read that appears under `path` when the block ends well, and leaves no trace otherwise.
+
+    The temporary file is locked while it is written, so `remove_stale` can tell a killed writer's from a living one's.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    with _clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, temporary = _locked_temporary(path.parent)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All of `data` under `path`, or nothing; errors as `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; those of living writers stay."""
+    for path in sorted(folder.glob(".*.tmp")):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:  # locked by a living writer, gone already, or not ours to remove: all may stay
+            continue
+
+
+def _locked_temporary(folder: Path) -> tuple[BufferedRandom, Path]:
+    while True:
+        path = folder / f".{secrets.token_hex(8)}.tmp"
+        file = path.open("x+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else a cleaner came between opening and locking
+            return file, path
+        file.close()
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"disk full while writing {path}; nothing half-written was kept: free some space, then run the same "
+                "command again, it goes on where it stopped"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise UserError(
+                f"cannot write {path} ({error.strerror}); make its folder writable or choose another with --to"
+            ) from error
+        raise

@@ -1,0 +1,153 @@
+"""The inner loop of a fit: updates on cached views, and the choice of the best step on held-out ones."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from decoders.cache import CachedView, FitProgress, OnProgress
+from decoders.decoder import PDecoder
+from decoders.errors import UserError
+from decoders.features import FeatureBundle
+from decoders.settings import FitSettings
+from decoders.tasks import Task
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPoint:
+    """State of a fit at one evaluation."""
+
+    step: int
+    loss: float
+    """Mean over the updates since the evaluation before."""
+    merit: float | None
+    """What the best step is chosen by: mean over tasks, higher is better; None without held-out pictures."""
+    scores: Mapping[str, Mapping[str, float]]
+    """Task -> named figures on the held-out pictures, at the fit size."""
+
+
+def optimise(
+    decoder: PDecoder,
+    tasks: Mapping[str, Task],
+    *,
+    fitted: Sequence[CachedView],
+    held_out: Sequence[CachedView],
+    settings: FitSettings,
+    on_progress: OnProgress,
+) -> tuple[tuple[FitPoint, ...], int]:
+    """Fit in place; the decoder ends in evaluation mode.
+
+    Returns:
+        All points, and the step whose weights were kept: the best on held-out pictures, or the last.
+
+    Raises:
+        UserError: the loss is not finite; names the pictures of that batch.
+    """
+    device = fitted[0].device
+    decoder.to(device).train()
+    optimiser = _adamw(decoder, settings)
+    schedule = OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.updates, pct_start=0.1, cycle_momentum=False
+    )
+    mean = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    evaluated = {-(-settings.updates * (i + 1) // settings.evaluations) for i in range(settings.evaluations)}
+    points: list[FitPoint] = []
+    losses: list[float] = []
+    best = -1.0
+    best_step, best_weights, worse = 0, decoder.state_dict(), 0
+    for step, batch in enumerate(_batches(fitted, settings), start=1):
+        loss = _loss(decoder, tasks, batch, device)
+        losses.append(_finite(loss, batch, step))
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        clip_grad_norm_(decoder.parameters(), settings.gradient_clip)
+        optimiser.step()
+        schedule.step()
+        mean.update_parameters(decoder)
+        message = ""
+        if step in evaluated:
+            mean.module.eval()
+            scores, merit = _evaluate(mean.module, tasks, held_out, device)
+            points.append(FitPoint(step=step, loss=float(np.mean(losses)), merit=merit, scores=scores))
+            message = f"update {step}: loss {points[-1].loss:.3f}" + (
+                "" if merit is None else f", held out {merit:.3f}"
+            )
+            losses = []
+            worse += 1
+            if merit is None or merit > best:
+                best, best_step, best_weights, worse = merit or 0.0, step, deepcopy(mean.module.state_dict()), 0
+        on_progress(FitProgress(stage="fit", done=step, total=settings.updates, message=message))
+        if worse >= settings.patience:
+            break
+    decoder.load_state_dict(best_weights)
+    decoder.eval()
+    return tuple(points), best_step
+
+
+def _adamw(decoder: PDecoder, settings: FitSettings) -> torch.optim.AdamW:
+    kernels = [parameter for parameter in decoder.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in decoder.parameters() if parameter.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+
+
+def _batches(views: Sequence[CachedView], settings: FitSettings) -> Iterator[list[CachedView]]:
+    """`updates` batches: all views in a new order each round, the odd ones left over wait for the next round."""
+    stream = np.random.default_rng([settings.seed, len(views)])
+    size = min(settings.batch_size, len(views))
+    order: list[int] = []
+    for _ in range(settings.updates):
+        if len(order) < size:
+            order += stream.permutation(len(views)).tolist()
+        chosen, order = order[:size], order[size:]
+        yield [views[index] for index in chosen]
+
+
+def _loss(
+    decoder: PDecoder, tasks: Mapping[str, Task], batch: Sequence[CachedView], device: torch.device
+) -> Float[Tensor, ""]:
+    features = FeatureBundle.concatenate([view.features for view in batch]).to(device, torch.float32)
+    outputs = decoder(features)
+    losses = [
+        task.loss(outputs[name], torch.stack([view.targets[name] for view in batch]).to(device))
+        for name, task in tasks.items()
+    ]
+    return torch.stack(losses).sum()
+
+
+def _finite(loss: Float[Tensor, ""], batch: Sequence[CachedView], step: int) -> float:
+    value = loss.item()
+    if not np.isfinite(value):
+        raise UserError(
+            f"the loss became {value} at update {step} on the pictures "
+            f"{', '.join(sorted({view.picture for view in batch}))}; expected a finite number: lower "
+            "learning_rate, or leave these pictures out if it happens at the first update"
+        )
+    return value
+
+
+@torch.no_grad()
+def _evaluate(
+    decoder: torch.nn.Module, tasks: Mapping[str, Task], held_out: Sequence[CachedView], device: torch.device
+) -> tuple[Scores, float | None]:
+    if not held_out:
+        return {}, None
+    scores = {name: task.score() for name, task in tasks.items()}
+    for view in held_out:
+        outputs = decoder(view.features.to(device, torch.float32))
+        for name, task in tasks.items():
+            height, width = view.features.image.shape[-2:]
+            scores[name].add(task.read(outputs[name], (height, width))[0], view.labels[name])
+    merit = float(np.mean([score.merit for score in scores.values()]))
+    return {name: score.result() for name, score in scores.items()}, merit

@@ -1,0 +1,246 @@
+"""Pictures -> features of the UNet of Stable Diffusion 1.x, 2.x and XL: one look at the finished picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from jaxtyping import UInt8
+from torch import Tensor
+
+from decoders.checkpoint import Checkpoint, choose_device, choose_dtype
+from decoders.errors import UserError
+from decoders.features import FeatureBundle, FeatureSpec
+from decoders.phrases import ReadingContext, reading_context
+from decoders.references import ModelReference, digest, locate_model
+from decoders.unet_pass import coarsest_cell, expand_layers, read_unet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a UNet is read; stored with every reader, as each choice changes the numbers."""
+
+    phrases: tuple[str, ...]
+    """What to attend to, one per class, in the order of the taxonomy."""
+    timestep: int = 50
+    """How much noise is added, in the training schedule; near-clean features are not the best (CleanDIFT, 2025)."""
+    noise_seed: int = 0
+    layers: tuple[str, ...] = ("mid", "up")
+    """`down`, `mid`, `up` (the last features of each block at its own grid) or paths of modules in the UNet."""
+    attention: bool = True
+    """Whether class attention maps are read besides the features."""
+    keep_loras: bool = False
+    """Whether the model is read with its LoRA adapters on."""
+
+    def __post_init__(self) -> None:
+        if self.attention and not self.phrases:
+            raise UserError(
+                "attention maps were asked for without phrases; give one per class, or set `attention: false`"
+            )
+        if not self.layers:
+            raise UserError("no layers to read; name some of down, mid, up or paths of modules in the UNet")
+
+    @property
+    def classes(self) -> int:
+        """Number of attention maps at a level that has any."""
+        return len(self.phrases) if self.attention else 0
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "Reading":
+        """Back from `FeatureSpec.settings`."""
+        values: dict[str, Any] = {name: settings[name] for name in cls.__dataclass_fields__}
+        values.update(phrases=tuple(values["phrases"]), layers=tuple(values["layers"]))
+        return cls(**values)
+
+
+class UnetPerceiver:
+    """VAE encode, noise at one timestep, one UNet pass under a tap: no guidance half, no sampling.
+
+    The same for real photographs and generated pictures, so that a reader is measured on what it is used for. After
+    DatasetDM (Wu et al., NeurIPS 2023), which records during sampling, and VPD (Zhao et al., ICCV 2023).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        phrases: Sequence[str],
+        timestep: int = 50,
+        noise_seed: int = 0,
+        layers: Sequence[str] = ("mid", "up"),
+        attention: bool = True,
+        keep_loras: bool = False,
+    ) -> None:
+        """Borrow a checkpoint; arguments as the fields of `Reading`.
+
+        Raises:
+            UserError: a layer or timestep that the model does not have.
+        """
+        self.checkpoint = checkpoint
+        self.reading = Reading(
+            phrases=tuple(phrases),
+            timestep=timestep,
+            noise_seed=noise_seed,
+            layers=tuple(layers),
+            attention=attention,
+            keep_loras=keep_loras,
+        )
+        self._schedule = _schedule(checkpoint.pipeline.scheduler.config, timestep)
+        self.spec = _describe(
+            checkpoint.unet,
+            self.reading,
+            vae_scale_factor=checkpoint.vae_scale_factor,
+            schedule=self._schedule,
+            dtype=checkpoint.dtype,
+            model_digest=checkpoint.digest if keep_loras else checkpoint.base_digest,
+        )
+
+    @classmethod
+    def from_settings(cls, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> "UnetPerceiver":
+        """The perceiver of a stored reader, from its `FeatureSpec.settings`."""
+        reading = Reading.from_settings(settings)
+        choices: dict[str, Any] = asdict(reading)
+        return cls(checkpoint, **choices)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of a picture must be multiples of this: VAE cells, halved at each step down the UNet."""
+        return self.checkpoint.vae_scale_factor * coarsest_cell(self.checkpoint.unet)
+
+    @torch.no_grad()
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+        """Features in float32 on the checkpoint's device; attention 1.0 = what an even spread over all tokens gives.
+
+        Raises:
+            UserError: a size that is no multiple of `size_multiple`; features that are not finite.
+        """
+        self._check_size(*images.shape[1:3])
+        checkpoint, reading = self.checkpoint, self.reading
+        pixels = torch.from_numpy(images.copy()).to(checkpoint.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with checkpoint.bare(keep_loras=reading.keep_loras):
+            clean = checkpoint.encode(pixels)
+            generator = torch.Generator("cpu").manual_seed(reading.noise_seed)
+            noise = torch.randn(clean.shape[1:], generator=generator).to(clean).expand_as(clean)
+            step = torch.full((len(clean),), reading.timestep, device=clean.device)
+            noisy: Any = self._schedule.add_noise(clean, noise, step)
+            levels, attention = read_unet(
+                checkpoint.unet,
+                noisy.to(checkpoint.dtype),
+                self._context,
+                timestep=reading.timestep,
+                layers=reading.layers,
+                classes=reading.classes,
+                image_size=(pixels.shape[2], pixels.shape[3]),
+            )
+        self._check_finite((*levels, *attention))
+        return FeatureBundle(image=pixels, levels=levels, attention=attention)
+
+    @cached_property
+    def _context(self) -> ReadingContext:
+        with self.checkpoint.bare(keep_loras=self.reading.keep_loras):
+            return reading_context(self.checkpoint, self.reading.phrases)
+
+    def _check_size(self, height: int, width: int) -> None:
+        cell = self.size_multiple
+        if height % cell or width % cell or not height * width:
+            near = " x ".join(str(max(1, round(side / cell)) * cell) for side in (height, width))
+            raise UserError(
+                f"a picture of {height} x {width} pixels (height x width) found, this model reads multiples of {cell}; "
+                f"resize or pad it, say to {near}"
+            )
+
+    def _check_finite(self, tensors: tuple[Tensor, ...]) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            dtype = _name(self.checkpoint.dtype)
+            remedy = (
+                "the weights or the picture are damaged: check the model's files"
+                if self.checkpoint.dtype == torch.float32
+                else f"{dtype} has probably overflowed: set the model's `dtype: float32` (or bfloat16) and fit with it"
+            )
+            raise UserError(
+                f"features of the UNet in {dtype} are not finite (NaN or infinity), expected finite ones; {remedy}"
+            )
+
+
+def preview_spec(
+    reference: ModelReference, reading: Reading, *, device: str | torch.device | None = None
+) -> FeatureSpec:
+    """The spec a `UnetPerceiver` would have, from the configs and hashes of a checkpoint: no weight is loaded."""
+    folder = locate_model(reference)
+    files = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+    configs = {name: json.loads((folder / name / file).read_text(encoding="utf-8")) for name, file in files.items()}
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(configs["unet"])
+        vae: Any = AutoencoderKL.from_config(configs["vae"])
+    return _describe(
+        unet,
+        reading,
+        vae_scale_factor=2 ** (len(vae.config["block_out_channels"]) - 1),
+        schedule=_schedule(configs["scheduler"], reading.timestep),
+        dtype=choose_dtype(reference.dtype, choose_device(device)),
+        model_digest=digest(folder, reference.loras if reading.keep_loras else ()),
+    )
+
+
+def _schedule(config: Any, timestep: int) -> Any:
+    """The training noise, whatever scheduler the pipeline samples with."""
+    schedule: Any = DDPMScheduler.from_config(config)
+    steps = schedule.config.num_train_timesteps
+    if not 0 <= timestep < steps:
+        raise UserError(f"timestep {timestep} found, this model knows 0..{steps - 1}; near 50 is a good start")
+    return schedule
+
+
+def _describe(
+    unet: UNet2DConditionModel,
+    reading: Reading,
+    *,
+    vae_scale_factor: int,
+    schedule: Any,
+    dtype: torch.dtype,
+    model_digest: str,
+) -> FeatureSpec:
+    """Measure the levels on a twin of the UNet without weights, on the meta device: no size is a constant."""
+    config: Any = unet.config
+    side = 4 * coarsest_cell(unet)
+    with torch.device("meta"):
+        skeleton: Any = UNet2DConditionModel.from_config(config)
+        text_time = config.addition_embed_type == "text_time"
+        context = ReadingContext(
+            tokens=torch.zeros(1, 1 + len(reading.phrases), config.cross_attention_dim),
+            pooled=torch.zeros(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+            if text_time
+            else None,
+        )
+        latents = torch.zeros(1, config.in_channels, side, side)
+        image_size = (side * vae_scale_factor, side * vae_scale_factor)
+        levels, attention = read_unet(
+            skeleton,
+            latents,
+            context,
+            timestep=reading.timestep,
+            layers=reading.layers,
+            classes=reading.classes,
+            image_size=image_size,
+        )
+    settings = asdict(reading) | {
+        "phrases": list(reading.phrases),
+        "layers": list(expand_layers(unet, reading.layers)),
+        "dtype": _name(dtype),
+        "signal": round(float(schedule.alphas_cumprod[reading.timestep]), 6),
+    }
+    return FeatureSpec(
+        model_digest=model_digest,
+        strides=tuple(image_size[0] // level.shape[2] for level in levels),
+        channels=tuple(level.shape[1] for level in levels),
+        attention_maps=tuple(maps.shape[1] for maps in attention),
+        settings=settings,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

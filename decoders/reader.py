@@ -1,0 +1,167 @@
+"""A perceiver and a decoder as one thing: pictures in, labels out; fitted, measured, saved and loaded."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import save
+
+from decoders.cache import OnProgress, learnable, log_progress
+from decoders.decoder import PDecoder
+from decoders.errors import UserError
+from decoders.features import FeatureSpec, Perceiver
+from decoders.files import write_atomic
+from decoders.labels import AnnotatedImage, Label, LabelSet, Taxonomy
+from decoders.manifest import MANIFEST_FILE, WEIGHTS_FILE, ReaderManifest
+from decoders.perceiving import perceive
+from decoders.resizing import Size, resize_image, working_size
+from decoders.settings import DecoderSettings, FitSettings, ReadSettings
+from decoders.tasks import Task
+from decoders.training import build_decoder, fit
+from decoders.weights import load_into, read_weights
+
+
+class Reader:
+    """Says what is in pictures of any size. The same file always gets the same labels."""
+
+    def __init__(
+        self, *, perceiver: Perceiver, decoder: PDecoder, tasks: Mapping[str, Task], manifest: ReaderManifest
+    ) -> None:
+        self.manifest = manifest
+        self._perceiver = perceiver
+        self._decoder = decoder.eval()
+        self._tasks = tasks
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        return self.manifest.taxonomy
+
+    @torch.inference_mode()
+    def read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[LabelSet]:
+        """Labels of each picture at its own size, one per task.
+
+        Raises:
+            UserError: the model gives features that are not finite.
+        """
+        settings = self.manifest.reading
+        groups: dict[Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            native = image.shape[:2]
+            groups[working_size(native, short_side=settings.short_side, multiple=self._perceiver.size_multiple)].append(
+                index
+            )
+        labels: list[dict[str, Label]] = [{} for _ in images]
+        for size, members in groups.items():
+            for start in range(0, len(members), settings.batch_size):
+                batch = members[start : start + settings.batch_size]
+                bundle = perceive(
+                    self._perceiver,
+                    [resize_image(images[index], size) for index in batch],
+                    names=[f"number {index + 1} of {len(images)}" for index in batch],
+                    batch_size=settings.batch_size,
+                )
+                outputs = self._decoder.to(bundle.image.device)(bundle.to(torch.float32))
+                for row, index in enumerate(batch):
+                    for name, task in self._tasks.items():
+                        native = images[index].shape[:2]
+                        labels[index][name] = task.read(outputs[name][row : row + 1], native)[0]
+        return list(labels)
+
+    def evaluate(self, annotated: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
+        """Each task's named figures over all pictures, measured at their own size.
+
+        Raises:
+            UserError: a picture lacks the label of a task, or has a wrong one; names the picture.
+        """
+        scores = {name: task.score() for name, task in self._tasks.items()}
+        step = self.manifest.reading.batch_size
+        for start in range(0, len(annotated), step):
+            stop = min(start + step, len(annotated))
+            truths = [learnable(annotated[index], self._tasks) for index in range(start, stop)]
+            for truth, found in zip(truths, self.read([truth.image for truth in truths]), strict=True):
+                for name, score in scores.items():
+                    score.add(found[name], truth.labels[name])
+        return {name: score.result() for name, score in scores.items()}
+
+    def save(self, folder: Path, *, model: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Write `decoder.safetensors` and `reader.json`, the manifest last.
+
+        Args:
+            model: where the diffusion model comes from, as plain JSON; `load_reader` hands it to whoever loads.
+            overwrite: replace another reader in this folder.
+
+        Raises:
+            UserError: the folder holds another reader, or cannot be written.
+        """
+        weights = save({name: tensor.cpu().contiguous() for name, tensor in self._decoder.state_dict().items()})
+        manifest = replace(self.manifest, model=model, weights_sha256=sha256(weights).hexdigest())
+        path = folder / MANIFEST_FILE
+        if path.exists() and path.read_bytes() != manifest.to_bytes() and not overwrite:
+            raise UserError(f"{folder} holds another reader; choose another folder, or ask for it to be overwritten")
+        write_atomic(folder / WEIGHTS_FILE, weights)
+        write_atomic(path, manifest.to_bytes())
+        self.manifest = manifest
+
+
+def fit_reader(
+    perceiver: Perceiver,
+    annotated: Sequence[AnnotatedImage],
+    taxonomy: Taxonomy,
+    *,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: FitSettings,
+    decoder: DecoderSettings | None = None,
+    reading: ReadSettings | None = None,
+    on_progress: OnProgress = log_progress,
+) -> Reader:
+    """Fit a decoder and join it with its perceiver.
+
+    Args:
+        tasks: task name -> options.
+        reading: how the reader will look at pictures; by default at the scale it was fitted at.
+
+    Raises:
+        UserError: see `decoders.training.fit`.
+    """
+    decoder_settings = decoder or DecoderSettings()
+    network, modules, report = fit(
+        perceiver, annotated, taxonomy, tasks, settings, decoder_settings=decoder_settings, on_progress=on_progress
+    )
+    summary = asdict(report)
+    del summary["seconds"]
+    manifest = ReaderManifest(
+        model={},
+        spec=perceiver.spec,
+        taxonomy=taxonomy,
+        tasks=tasks,
+        decoder=decoder_settings,
+        reading=reading or ReadSettings(short_side=min(report.size)),
+        fit=settings,
+        report=summary,
+        weights_sha256="",
+    )
+    return Reader(perceiver=perceiver, decoder=network, tasks=modules, manifest=manifest)
+
+
+def load_reader(folder: Path, perceiver_factory: Callable[[ReaderManifest], Perceiver]) -> Reader:
+    """A saved reader on the model that `perceiver_factory` loads for it.
+
+    Raises:
+        UserError: the folder holds no whole reader, or the model is not the one it was fitted on.
+    """
+    manifest = ReaderManifest.read(folder)
+    weights = read_weights(folder, manifest)
+    perceiver = perceiver_factory(manifest)
+    # Through JSON and back, as the reader's own went: a tuple and a list are the same setting.
+    found = FeatureSpec.from_json(json.loads(json.dumps(perceiver.spec.to_json())))
+    manifest.spec.check(found, reader=str(folder))
+    decoder, tasks = build_decoder(manifest.spec, manifest.taxonomy, manifest.tasks, manifest.decoder)
+    load_into(decoder, weights, folder)
+    return Reader(perceiver=perceiver, decoder=decoder, tasks=tasks, manifest=manifest)

@@ -1,0 +1,134 @@
+"""What a reader can say. A task is one file: head, target, loss, reading and score; nothing else names it.
+
+The file name is the task's name, its CamelCase the class (`tasks/depth.py`: `Depth`); other packages add tasks by an
+entry point in the group `decoders.tasks`.
+"""
+
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol, cast, get_type_hints, runtime_checkable
+
+from jaxtyping import Float, Shaped
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from decoders.decoder import Trunk, TrunkFeatures
+from decoders.errors import UserError
+from decoders.labels import Label, Taxonomy
+from decoders.resizing import Size
+
+ENTRY_POINTS = "decoders.tasks"
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Measures a reader against truth, picture by picture."""
+
+    def add(self, found: Label, truth: Label) -> None: ...
+
+    def result(self) -> dict[str, float]:
+        """Named figures over all pictures so far; a figure without any truth behind it is left out."""
+        ...
+
+    @property
+    def merit(self) -> float:
+        """One number 0..1, higher is better, by which a fit keeps its best step."""
+        ...
+
+
+class Task(nn.Module, ABC):
+    """Called as a module it is the task's head; options are the keyword-only arguments of its constructor.
+
+    Subclasses take `(trunk, taxonomy, *, option=default, ...)` and raise `UserError` for options out of range.
+    """
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self.taxonomy = taxonomy
+
+    @abstractmethod
+    def calibrate(self, targets: Iterable[Shaped[Tensor, "channels height width"]]) -> None:
+        """Measure on the fit set, before the first update, what loss or head depend on (class shares, mean depth)."""
+
+    @abstractmethod
+    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch outputs height width"]: ...
+
+    @abstractmethod
+    def target(self, label: Label) -> Shaped[Tensor, "channels height width"]:
+        """What the loss compares with, as small as it can be: it is kept for every view.
+
+        Raises:
+            UserError: the label is of another kind or unit, or holds values it must not.
+        """
+
+    @abstractmethod
+    def loss(
+        self, output: Float[Tensor, "batch outputs height width"], target: Shaped[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, ""]:
+        """Finite and differentiable also where nothing is valid."""
+
+    @abstractmethod
+    def read(self, output: Float[Tensor, "batch outputs height width"], size: Size) -> list[Label]:
+        """One label per picture of the batch, at `size`."""
+
+    @abstractmethod
+    def score(self) -> Score:
+        """A fresh, empty score."""
+
+
+def task_names() -> list[str]:
+    """All tasks that can be asked for, built in and installed."""
+    built_in = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted({*built_in, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def find_task(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        UserError: no task has this name.
+    """
+    if name not in task_names():
+        raise UserError(
+            f"there is no task {name!r}{_nearest(name, task_names())}; choose from {', '.join(task_names())}"
+        )
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            return point.load()
+    return getattr(import_module(f"{__name__}.{name}"), "".join(word.capitalize() for word in name.split("_")))
+
+
+def build_task(name: str, options: Mapping[str, Any], *, trunk: Trunk, taxonomy: Taxonomy) -> Task:
+    """A task with its options, refused when a name or a type is wrong.
+
+    Raises:
+        UserError: unknown task or option, or an option of the wrong type or range.
+    """
+    kind = find_task(name)
+    parameters = inspect.signature(kind).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    hints = get_type_hints(kind.__init__)
+    values: dict[str, Any] = {}
+    for option, value in options.items():
+        if option not in known:
+            raise UserError(
+                f"task {name} has no option {option!r}{_nearest(option, known)}; it has {', '.join(known) or 'none'}"
+            )
+        try:
+            values[option] = TypeAdapter(hints[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(
+                f"option {option} of task {name}: found {value!r}, {error.errors()[0]['msg'].lower()}; correct the "
+                "value"
+            ) from error
+    return cast(Callable[..., Task], kind)(trunk, taxonomy, **values)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

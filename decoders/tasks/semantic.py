@@ -1,0 +1,165 @@
+"""Which class each pixel belongs to."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
+from decoders.errors import UserError
+from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
+from decoders.resizing import Size
+from decoders.tasks import Score, Task
+
+_VOID = -1
+_HEAVIEST = 10.0
+
+
+class Semantic(Task):
+    """Classes 1..K; void pixels teach nothing and are never predicted. Background, where data have it, is an ordinary
+    class.
+
+    Confidence is the softmax probability of the class that won.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        taxonomy: Taxonomy,
+        *,
+        balance: float = 0.5,
+        dice: float = 0.5,
+        label_smoothing: float = 0.02,
+    ) -> None:
+        """Options.
+
+        Args:
+            balance: a class weighs (its share of the pixels) ** -balance in the cross-entropy; 0 = all pixels alike.
+            dice: weight of the soft Dice loss (V-Net, arXiv 1606.04797) beside the cross-entropy: counts classes, not
+                pixels.
+            label_smoothing: share of the target probability spread over all classes.
+        """
+        super().__init__(taxonomy)
+        if not 0 <= balance <= 1 or not 0 <= label_smoothing < 1 or dice < 0:
+            raise UserError(
+                f"task semantic: found balance {balance}, dice {dice}, label_smoothing {label_smoothing}; "
+                "expected balance in 0..1, dice >= 0 and label_smoothing in 0..1; leave them out for the defaults"
+            )
+        self.balance = balance
+        self.dice = dice
+        self.label_smoothing = label_smoothing
+        self.head = TwoScaleHead(trunk, len(taxonomy))
+        self.register_buffer("class_weights", torch.ones(len(taxonomy)))
+
+    def calibrate(self, targets: Iterable[UInt8[Tensor, "1 height width"]]) -> None:
+        count = len(self.taxonomy)
+        pixels = sum(
+            (torch.bincount(target.flatten().long(), minlength=count + 1)[1:].double() for target in targets),
+            start=torch.zeros(count, dtype=torch.float64),
+        )
+        share = pixels / pixels.sum().clamp_min(1)
+        weights = torch.where(share > 0, share.clamp_min(1e-9) ** -self.balance, 1.0)
+        weights = weights / (weights * share).sum().clamp_min(1e-9)  # the mean pixel weighs 1 whatever the balance
+        self.class_weights.copy_(torch.where(share > 0, weights.clamp_max(_HEAVIEST), 1.0))
+
+    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch classes height width"]:
+        return self.head(features)
+
+    def target(self, label: Label) -> UInt8[Tensor, "1 height width"]:
+        """Semantic ids, 0 where void."""
+        ids = np.where(_semantic(label).valid, _semantic(label).values[..., 0], 0)
+        if ids.min() < 0 or ids.max() > len(self.taxonomy):
+            outside = sorted({int(value) for value in np.unique(ids) if not 0 <= value <= len(self.taxonomy)})
+            raise UserError(
+                f"label ids {outside} lie outside the taxonomy, which has 1..{len(self.taxonomy)} and 0 for void; "
+                "add the missing classes to the taxonomy or map these ids to void"
+            )
+        return torch.from_numpy(ids.astype(np.uint8))[None]
+
+    def loss(
+        self, output: Float[Tensor, "batch classes height width"], target: UInt8[Tensor, "batch 1 height width"]
+    ) -> Float[Tensor, ""]:
+        ids = target[:, 0].long() - 1  # void becomes -1
+        known = ids != _VOID
+        entropy = functional.cross_entropy(
+            output,
+            ids,
+            weight=self.class_weights,
+            ignore_index=_VOID,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        loss = entropy / (self.class_weights[ids.clamp_min(0)] * known).sum().clamp_min(1e-6)
+        if self.dice:
+            loss = loss + self.dice * _dice_loss(output, ids, known)
+        return loss
+
+    @torch.no_grad()
+    def read(self, output: Float[Tensor, "batch classes height width"], size: Size) -> list[Label]:
+        return [_read_one(logits[None], size) for logits in output]
+
+    def score(self) -> Score:
+        return SemanticScore(self.taxonomy)
+
+
+class SemanticScore:
+    """Intersection over union from one confusion matrix over all pictures; pixels void in the truth do not count."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self._names = taxonomy.names
+        self._confusion: Int64[np.ndarray, "truth found"] = np.zeros((len(taxonomy) + 1, len(taxonomy) + 1), np.int64)
+
+    def add(self, found: Label, truth: Label) -> None:
+        side = len(self._names) + 1
+        counted = _semantic(truth).valid
+        true_ids, found_ids = (_semantic(label).values[counted, 0].astype(np.int64) for label in (truth, found))
+        self._confusion += np.bincount(true_ids * side + found_ids, minlength=side**2).reshape(side, side)
+
+    def result(self) -> dict[str, float]:
+        """`miou` over the classes present in the truth, `pixel_accuracy`, and `iou/<class>` for each class present."""
+        hits = np.diag(self._confusion)[1:]
+        in_truth, in_found = self._confusion.sum(1)[1:], self._confusion.sum(0)[1:]
+        present = np.flatnonzero(in_truth)
+        if not present.size:
+            return {}
+        iou = hits[present] / (in_truth + in_found - hits)[present]
+        return {
+            "miou": float(iou.mean()),
+            "pixel_accuracy": float(hits.sum() / in_truth.sum()),
+            **{f"iou/{self._names[index]}": float(value) for index, value in zip(present, iou, strict=True)},
+        }
+
+    @property
+    def merit(self) -> float:
+        return self.result().get("miou", 0.0)
+
+
+def _semantic(label: Label) -> DenseMap:
+    if not isinstance(label, DenseMap) or label.storage.unit != CATEGORY:
+        raise UserError("the semantic label is no map of class ids; give a label map with one id per pixel")
+    return label
+
+
+def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size) -> DenseMap:
+    confidence, ids = resize(logits.float(), size)[0].softmax(0).max(0)
+    return semantic_map((ids + 1).to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+
+
+def _dice_loss(
+    output: Float[Tensor, "batch classes height width"],
+    ids: Int64[Tensor, "batch height width"],
+    known: Tensor,
+) -> Float[Tensor, ""]:
+    """1 - Dice, averaged over the classes present in the batch."""
+    probability = output.softmax(1) * known[:, None]
+    truth = torch.zeros_like(probability).scatter_(1, ids.clamp_min(0)[:, None], known[:, None].to(output.dtype))
+    truth_area = truth.sum((0, 2, 3))
+    overlap = (probability * truth).sum((0, 2, 3))
+    dice = (2 * overlap + 1) / (probability.sum((0, 2, 3)) + truth_area + 1)
+    present = (truth_area > 0).to(output.dtype)
+    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)

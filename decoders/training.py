@@ -1,0 +1,162 @@
+"""Few-shot fit of a decoder on cached features: one to some hundred annotated pictures, minutes on a CPU."""
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from decoders.cache import CachePlan, FitProgress, OnProgress, cache_views, log_progress, plan_cache
+from decoders.decoder import PDecoder, Trunk
+from decoders.errors import UserError
+from decoders.features import FeatureSpec, Perceiver
+from decoders.labels import AnnotatedImage, Taxonomy
+from decoders.optimisation import FitPoint, optimise
+from decoders.resizing import Size, round_size
+from decoders.settings import DecoderSettings, FitSettings
+from decoders.tasks import Task, build_task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What happened in a fit."""
+
+    points: tuple[FitPoint, ...]
+    best_step: int
+    """The step whose weights were kept."""
+    size: tuple[int, int]
+    """Height and width of the views."""
+    views: int
+    """Per picture, after the cache's limit."""
+    cache_bytes: int
+    fitted: tuple[str, ...]
+    """Names of the pictures learned from."""
+    held_out: tuple[str, ...]
+    seconds: float
+
+
+def fit(
+    perceiver: Perceiver,
+    annotated: Sequence[AnnotatedImage],
+    taxonomy: Taxonomy,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: FitSettings,
+    *,
+    decoder_settings: DecoderSettings,
+    on_progress: OnProgress = log_progress,
+) -> tuple[PDecoder, dict[str, Task], FitReport]:
+    """Fit a decoder for `tasks` (name -> options); the perceiver stays as it is.
+
+    On a CPU the result is a pure function of the arguments. `annotated` may load its pictures when asked: each is asked
+    for once, the first one twice.
+
+    Returns:
+        The decoder in evaluation mode, its tasks by name (they are modules of the decoder) and the report.
+
+    Raises:
+        UserError: wrong or missing labels, features or loss not finite, cache too small, unknown task or option.
+    """
+    started = time.perf_counter()
+    if not annotated or not tasks:
+        raise UserError(
+            f"a fit needs at least one annotated picture and one task, found {len(annotated)} and {len(tasks)}; add "
+            "what is missing"
+        )
+    with _reproducible(settings):
+        decoder, modules = build_decoder(perceiver.spec, taxonomy, tasks, decoder_settings)
+        fitted, held_out = split(len(annotated), holdout=settings.holdout, seed=settings.seed)
+        first = annotated[0]
+        plan = plan_cache(
+            perceiver.spec,
+            first,
+            modules,
+            size=fit_size(settings, first, perceiver.size_multiple),
+            fitted=fitted,
+            held_out=held_out,
+            settings=settings,
+        )
+        on_progress(FitProgress(stage="perceive", done=0, total=plan.total, message=_announce(plan, settings)))
+        fit_views, held_views = cache_views(perceiver, annotated, modules, plan, settings, on_progress)
+        decoder.trunk.calibrate(view.features for view in fit_views)
+        for name, task in modules.items():
+            task.calibrate(view.targets[name] for view in fit_views)
+        points, best_step = optimise(
+            decoder, modules, fitted=fit_views, held_out=held_views, settings=settings, on_progress=on_progress
+        )
+    report = FitReport(
+        points=points,
+        best_step=best_step,
+        size=plan.size,
+        views=plan.views,
+        cache_bytes=plan.nbytes,
+        fitted=tuple(dict.fromkeys(view.picture for view in fit_views)),
+        held_out=tuple(view.picture for view in held_views),
+        seconds=time.perf_counter() - started,
+    )
+    return decoder, modules, report
+
+
+def build_decoder(
+    spec: FeatureSpec, taxonomy: Taxonomy, tasks: Mapping[str, Mapping[str, Any]], settings: DecoderSettings
+) -> tuple[PDecoder, dict[str, Task]]:
+    """A decoder with fresh weights, and its tasks by name.
+
+    Raises:
+        UserError: unknown task or option.
+    """
+    trunk = Trunk(spec, settings)
+    modules = {name: build_task(name, options, trunk=trunk, taxonomy=taxonomy) for name, options in tasks.items()}
+    return PDecoder(trunk, modules), modules
+
+
+def split(count: int, *, holdout: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the pictures to learn from and of those held out, drawn by `seed`, each in rising order.
+
+    A single picture is never held out: there would be nothing to learn from.
+    """
+    held = min(count - 1, max(1, round(count * holdout))) if holdout else 0
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def fit_size(settings: FitSettings, first: AnnotatedImage, multiple: int) -> Size:
+    """Height and width of all views.
+
+    Raises:
+        UserError: the size asked for is not one that the perceiver takes.
+    """
+    native = first.image.shape[:2]
+    size = round_size(settings.size or (native[0], native[1]), multiple)
+    if settings.size is not None and settings.size != size:
+        raise UserError(
+            f"fit setting size is {settings.size}, and this model takes multiples of {multiple}; the nearest is {size}"
+        )
+    return size
+
+
+def _announce(plan: CachePlan, settings: FitSettings) -> str:
+    text = (
+        f"computing {plan.views} views of {len(plan.fitted)} pictures at {plan.size[0]} x {plan.size[1]} pixels and "
+        f"1 of {len(plan.held_out)} held out: a cache of {plan.nbytes / 2**30:.3f} GiB in half precision"
+    )
+    if plan.views < settings.views:
+        text += f"; {settings.views} views were wanted, cache_gb {settings.cache_gb:g} holds no more"
+    if not plan.held_out:
+        text += "; no picture is held out, so the last weights are kept"
+    return text
+
+
+@contextmanager
+def _reproducible(settings: FitSettings) -> Generator[None, None, None]:
+    """Seed torch and fix its threads for the length of a fit, and leave both as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,141 @@
+"""Views: reproducible, labels move with pixels and are never blended, depth follows the zoom."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoders.augmentation import Augmentation, make_view
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, metric_depth, semantic_map
+from decoders.resizing import resize_image, resize_nearest, round_size, working_size
+from tests.decoders.toy_world import toy_picture
+
+PLAIN = Augmentation()
+NO_LIGHT = Augmentation(jitter=0.0)
+
+
+def _dense(picture: AnnotatedImage, name: str) -> DenseMap:
+    label = picture.labels[name]
+    assert isinstance(label, DenseMap)
+    return label
+
+
+def test_view_0_is_the_plain_picture_at_another_size():
+    picture = toy_picture(0, 60, 80)
+    view = make_view(picture, view=0, size=(48, 64), augmentation=PLAIN, seed=(0, 0))
+    assert np.array_equal(view.image, resize_image(picture.image, (48, 64)))
+    ids = _dense(picture, "semantic").values
+    assert np.array_equal(_dense(view, "semantic").values, resize_nearest(ids, (48, 64)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    view=st.integers(0, 20),
+    size=st.tuples(st.integers(9, 70), st.integers(9, 70)),
+    native=st.tuples(st.integers(7, 90), st.integers(7, 90)),
+    zoom=st.sampled_from([(1.0, 1.0), (0.5, 0.9), (0.8, 1.6), (2.0, 3.0)]),
+)
+def test_labels_are_never_blended(
+    seed: int, view: int, size: tuple[int, int], native: tuple[int, int], zoom: tuple[float, float]
+):
+    ids = np.random.default_rng(seed).choice([0, 3, 9, 200], native).astype(np.uint8)
+    meters = np.where(ids > 0, ids, np.nan).astype(np.float32)
+    picture = AnnotatedImage(
+        name="p",
+        image=np.repeat(ids[..., None], 3, axis=2),
+        labels={"semantic": semantic_map(ids), "depth": metric_depth(meters)},
+    )
+    moved = make_view(picture, view=view, size=size, augmentation=Augmentation(zoom=zoom), seed=(seed, 0))
+    semantic, depth = _dense(moved, "semantic"), _dense(moved, "depth")
+    assert moved.image.shape == (*size, 3)
+    assert set(np.unique(semantic.values)) <= {0, 3, 9, 200}
+    assert np.array_equal(semantic.valid, semantic.values[..., 0] > 0)
+    # Depth moved with the ids: their quotient is one number, the magnification.
+    assert np.array_equal(depth.valid, semantic.valid)
+    quotient = semantic.values[depth.valid] / depth.values[depth.valid]
+    assert quotient.size == 0 or np.ptp(quotient) < 1e-3 * quotient.max()
+
+
+def test_the_picture_moves_with_its_labels():
+    ids = np.zeros((40, 60), np.uint8)
+    ids[10:30, 5:20] = 1
+    picture = AnnotatedImage(
+        name="p",
+        image=np.where(ids[..., None] > 0, 255, 0).repeat(3, 2).astype(np.uint8),
+        labels={"semantic": semantic_map(ids)},
+    )
+    for view in range(12):
+        moved = make_view(picture, view=view, size=(40, 60), augmentation=NO_LIGHT, seed=(0, 0))
+        agree = (moved.image[..., 0] > 127) == (_dense(moved, "semantic").values[..., 0] == 1)
+        known = _dense(moved, "semantic").confidence > 0
+        assert agree[known].mean() > 0.97
+
+
+def test_a_view_is_a_function_of_seed_picture_and_number():
+    picture = toy_picture(1)
+    views = {
+        key: make_view(picture, view=key[2], size=(48, 64), augmentation=PLAIN, seed=key[:2]).image.tobytes()
+        for key in [(0, 0, 1), (0, 0, 2), (0, 1, 1), (5, 0, 1)]
+    }
+    assert len(set(views.values())) == len(views)
+    again = make_view(picture, view=1, size=(48, 64), augmentation=PLAIN, seed=(0, 0))
+    assert again.image.tobytes() == views[0, 0, 1]
+
+
+@pytest.mark.parametrize("zoom", [0.5, 2.0])
+def test_what_looks_twice_as_large_is_half_as_far(zoom: float):
+    picture = AnnotatedImage(
+        name="p",
+        image=np.zeros((40, 60, 3), np.uint8),
+        labels={"depth": metric_depth(np.full((40, 60), 10.0, np.float32))},
+    )
+    depth = _dense(
+        make_view(picture, view=1, size=(40, 60), augmentation=Augmentation(zoom=(zoom, zoom)), seed=(0, 0)), "depth"
+    )
+    assert np.unique(depth.values[depth.valid]).tolist() == [10.0 / zoom]
+    assert depth.valid.mean() == pytest.approx(min(1.0, zoom**2), abs=0.02)
+    assert np.array_equal(depth.valid, depth.confidence == 1)
+
+
+def test_proportions_are_kept():
+    ids = np.ones((40, 80), np.uint8)
+    ids[10:30, 30:50] = 2  # a square
+    picture = AnnotatedImage(name="p", image=np.zeros((40, 80, 3), np.uint8), labels={"semantic": semantic_map(ids)})
+    square = _dense(make_view(picture, view=0, size=(60, 60), augmentation=PLAIN, seed=(0, 0)), "semantic").values == 2
+    assert square.any((1, 2)).sum() == square.any((0, 2)).sum() == 30
+
+
+def test_a_label_of_another_size_is_refused():
+    picture = AnnotatedImage(
+        name="lamp", image=np.zeros((8, 8, 3), np.uint8), labels={"semantic": semantic_map(np.ones((8, 9), np.uint8))}
+    )
+    with pytest.raises(UserError, match=r"picture lamp has \(8, 8\) pixels .* semantic label \(8, 9\)"):
+        make_view(picture, view=0, size=(8, 8), augmentation=PLAIN, seed=(0, 0))
+
+
+def test_objects_are_refused():
+    objects = InstanceSet(
+        masks=np.zeros((0, 8, 8), np.bool_),
+        category_ids=np.zeros(0, np.int64),
+        scores=np.zeros(0, np.float32),
+        is_crowd=np.zeros(0, np.bool_),
+    )
+    picture = AnnotatedImage(name="lamp", image=np.zeros((8, 8, 3), np.uint8), labels={"things": objects})
+    with pytest.raises(UserError, match="label things is a set of objects"):
+        make_view(picture, view=0, size=(8, 8), augmentation=PLAIN, seed=(0, 0))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(UserError, match="two rising numbers"):
+        Augmentation(zoom=(2.0, 1.0))
+    with pytest.raises(UserError, match="jitter"):
+        Augmentation(jitter=1.0)
+
+
+def test_working_sizes():
+    assert working_size((480, 641), short_side=None, multiple=32) == (480, 640)
+    assert working_size((960, 720), short_side=360, multiple=8) == (480, 360)
+    assert working_size((3, 200), short_side=None, multiple=16) == (16, 208)
+    assert round_size((24.0, 40.0), 16) == (32, 48)

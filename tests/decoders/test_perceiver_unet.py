@@ -1,0 +1,255 @@
+"""One contract for 1.x, 2.x and XL: the spec says what comes, and the same picture gives the same features."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from decoders.checkpoint import Checkpoint, LoraReference, ModelReference, load_checkpoint
+from decoders.errors import UserError
+from decoders.features import FeatureBundle, FeatureSpec
+from decoders.perceivers.unet import Reading, UnetPerceiver, preview_spec
+from decoders.phrases import reading_context
+
+KINDS = ("sd1", "sd2", "xl")
+PHRASES = ("car", "red house", "sky")
+Load = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def loaded(pipelines: Mapping[str, Path]) -> Mapping[str, Checkpoint]:
+    return {kind: load_checkpoint(ModelReference(str(folder)), device="cpu") for kind, folder in pipelines.items()}
+
+
+def _pictures(count: int, height: int, width: int) -> Any:
+    return np.random.default_rng(count + height).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def _tensors(bundle: FeatureBundle) -> tuple[torch.Tensor, ...]:
+    return (bundle.image, *bundle.levels, *bundle.attention)
+
+
+def _same(first: FeatureBundle, second: FeatureBundle) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(_tensors(first), _tensors(second), strict=True))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_as_the_spec_says(kind: str, size: tuple[int, int], loaded: Mapping[str, Checkpoint]):
+    perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES)
+    spec = perceiver.spec
+    bundle = perceiver.perceive(_pictures(3, *size))
+    assert perceiver.size_multiple == 16
+    assert (spec.strides, spec.channels) == ((16, 8, 4), (24 + 24, 16, 8))
+    assert spec.attention_maps == ((3, 3, 0) if kind == "xl" else (3, 3, 3))
+    grids = [(size[0] // stride, size[1] // stride) for stride in spec.strides]
+    assert [level.shape for level in bundle.levels] == [
+        (3, channels, *grid) for channels, grid in zip(spec.channels, grids, strict=True)
+    ]
+    assert [maps.shape for maps in bundle.attention] == [
+        (3, count, *grid) for count, grid in zip(spec.attention_maps, grids, strict=True)
+    ]
+    assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in _tensors(bundle))
+    assert all(level.std() > 1e-3 for level in bundle.levels)
+    assert all(0.2 < maps.mean() < 5 for maps in bundle.attention if maps.shape[1]), "1 = spread evenly"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perceiving_is_a_function_of_the_picture(kind: str, loaded: Mapping[str, Checkpoint]):
+    perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES)
+    pictures = _pictures(3, 32, 48)
+    bundle = perceiver.perceive(pictures)
+    torch.manual_seed(99)
+    assert _same(bundle, UnetPerceiver(loaded[kind], phrases=PHRASES).perceive(pictures))
+    mirrored, alone = perceiver.perceive(pictures[::-1]), perceiver.perceive(pictures[1:2])
+    for many, other, one in zip(_tensors(bundle), _tensors(mirrored), _tensors(alone), strict=True):
+        torch.testing.assert_close(many, other.flip(0), atol=1e-5, rtol=1e-5)  # matrix kernels round by place
+        torch.testing.assert_close(many[1:2], one, atol=1e-5, rtol=1e-5)
+
+
+def test_image_is_the_picture(loaded: Mapping[str, Checkpoint]):
+    pictures = _pictures(2, 32, 48)
+    pictures.flags.writeable = False
+    image = UnetPerceiver(loaded["sd1"], phrases=PHRASES).perceive(pictures).image
+    assert np.array_equal(((image + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(), pictures)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"timestep": 51},
+        {"noise_seed": 1},
+        {"layers": ("down", "mid", "up")},
+        {"phrases": ("car", "sky", "red house")},
+        {"attention": False},
+    ],
+)
+def test_each_choice_changes_numbers_and_spec(choice: dict[str, Any], loaded: Mapping[str, Checkpoint]):
+    plain = UnetPerceiver(loaded["sd1"], phrases=PHRASES)
+    choices: dict[str, Any] = {"phrases": PHRASES, **choice}
+    other = UnetPerceiver(loaded["sd1"], **choices)
+    pictures = _pictures(2, 32, 32)
+    before, after = plain.perceive(pictures), other.perceive(pictures)
+    assert plain.spec != other.spec
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(_tensors(before), _tensors(after), strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spec_survives_json_and_rebuilds_the_perceiver(kind: str, loaded: Mapping[str, Checkpoint]):
+    perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES, timestep=7, noise_seed=4, layers=("up", "conv_in"))
+    stored = FeatureSpec.from_json(json.loads(json.dumps(perceiver.spec.to_json())))
+    again = UnetPerceiver.from_settings(loaded[kind], stored.settings)
+    stored.check(again.spec, reader="some reader")
+    assert _same(again.perceive(_pictures(2, 32, 32)), perceiver.perceive(_pictures(2, 32, 32)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spec_is_known_before_any_weight_is_loaded(
+    kind: str,
+    loaded: Mapping[str, Checkpoint],
+    pipelines: Mapping[str, Path],
+    loras: Mapping[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("safetensors.torch.load_file", None)
+    reading = Reading(phrases=PHRASES)
+    plain = ModelReference(str(pipelines[kind]))
+    with_lora = ModelReference(str(pipelines[kind]), loras=(LoraReference(str(loras[kind])),))
+    found = UnetPerceiver(loaded[kind], phrases=PHRASES).spec
+    assert preview_spec(plain, reading, device="cpu") == preview_spec(with_lora, reading, device="cpu") == found
+    kept = preview_spec(with_lora, Reading(phrases=PHRASES, keep_loras=True), device="cpu")
+    assert kept.model_digest != found.model_digest
+
+
+def test_precision_is_part_of_the_spec(pipelines: Mapping[str, Path]):
+    reference = ModelReference(str(pipelines["xl"]), dtype="bfloat16")
+    perceiver = UnetPerceiver(load_checkpoint(reference, device="cpu"), phrases=PHRASES)
+    assert perceiver.spec.settings["dtype"] == "bfloat16"
+    bundle = perceiver.perceive(_pictures(1, 32, 32))
+    assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in _tensors(bundle))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
+@pytest.mark.parametrize("kind", KINDS)
+def test_borrowing_from_a_generator_with_lora(
+    kind: str, loaded: Mapping[str, Checkpoint], pipelines: Mapping[str, Path], loras: Mapping[str, Path]
+):
+    reference = ModelReference(str(pipelines[kind]), loras=(LoraReference(str(loras[kind]), 0.9),))
+    borrowed = load_checkpoint(reference, device="cpu")
+
+    def paint() -> Any:
+        generator = torch.Generator().manual_seed(5)
+        return borrowed.pipeline(
+            "a red car", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np"
+        ).images
+
+    painted = paint()
+    fresh, bare, kept = (
+        UnetPerceiver(checkpoint, phrases=PHRASES, keep_loras=keep)
+        for checkpoint, keep in ((loaded[kind], False), (borrowed, False), (borrowed, True))
+    )
+    pictures = _pictures(2, 32, 32)
+    assert bare.spec == fresh.spec != kept.spec
+    assert _same(bare.perceive(pictures), fresh.perceive(pictures))
+    assert not _same(kept.perceive(pictures), fresh.perceive(pictures))
+    assert np.array_equal(paint(), painted), "the generator gets its LoRA back"
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_phrase_is_the_mean_of_its_own_words(kind: str, loaded: Mapping[str, Checkpoint]):
+    checkpoint = loaded[kind]
+    context = reading_context(checkpoint, PHRASES)
+    tokenizer, encoder = checkpoint.tokenizers[0], checkpoint.text_encoders[0]
+    assert context.tokens.shape[1] == tokenizer.model_max_length + len(PHRASES)
+    assert context.pooled is None
+
+    def hidden(text: str) -> torch.Tensor:
+        ids = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            return encoder(ids)[0]
+
+    assert torch.equal(context.tokens[:, : -len(PHRASES)], hidden(""))
+    for index, (phrase, words) in enumerate(zip(PHRASES, (1, 2, 1), strict=True)):
+        vector = context.tokens[0, tokenizer.model_max_length + index]
+        torch.testing.assert_close(vector, hidden(phrase)[0, 1 : 1 + words].mean(0))
+
+
+def test_xl_reads_both_encoders_and_the_pictures_own_size(
+    loaded: Mapping[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = loaded["xl"]
+    context = reading_context(checkpoint, PHRASES)
+    first, second = checkpoint.text_encoders
+    ids = checkpoint.tokenizers[1]("red house", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        hidden = second(ids, output_hidden_states=True).hidden_states[-2]
+    width = first.config.hidden_size
+    torch.testing.assert_close(context.tokens[0, -2, width:], hidden[0, 1:3].mean(0))
+    assert context.pooled is not None
+
+    seen: dict[str, Any] = {}
+    forward = checkpoint.unet.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.unet, "forward", spy)
+    UnetPerceiver(checkpoint, phrases=PHRASES).perceive(_pictures(2, 32, 48))
+    assert seen["added_cond_kwargs"]["time_ids"].tolist() == [[32, 48, 0, 0, 32, 48]] * 2
+    assert torch.equal(seen["added_cond_kwargs"]["text_embeds"], context.pooled.expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"timestep": 1000}, r"timestep 1000 found, this model knows 0\.\.999"),
+        ({"layers": ("mid_blok",)}, r"layer 'mid_blok' is not in this UNet; .*such as mid_block"),
+        ({"layers": ()}, "no layers to read; name some of down, mid, up"),
+        ({"layers": ("time_embedding",)}, "'time_embedding' gives an output of 2 axes, expected 4"),
+        ({"phrases": ()}, "attention maps were asked for without phrases; give one per class"),
+        ({"phrases": ("car", " ")}, "phrase ' ' found, expected at least one word"),
+        ({"phrases": ("car " * 20,)}, r"makes 22 tokens, the text encoder reads 16; choose a shorter one"),
+    ],
+)
+def test_refused_choices(choice: dict[str, Any], message: str, loaded: Mapping[str, Checkpoint]):
+    choices: dict[str, Any] = {"phrases": PHRASES, **choice}
+    with pytest.raises(UserError, match=message):
+        UnetPerceiver(loaded["sd1"], **choices).perceive(_pictures(1, 32, 32))
+
+
+@pytest.mark.parametrize(("height", "width", "near"), [(40, 32, "32 x 32"), (32, 47, "32 x 48"), (5, 100, "16 x 96")])
+def test_refused_sizes(height: int, width: int, near: str, loaded: Mapping[str, Checkpoint]):
+    with pytest.raises(UserError, match=f"{height} x {width} pixels .* reads multiples of 16; .* say to {near}"):
+        UnetPerceiver(loaded["sd1"], phrases=PHRASES).perceive(_pictures(1, height, width))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cause"),
+    [("float16", "has probably overflowed: set the model's `dtype: float32`"), ("float32", "damaged")],
+)
+def test_features_that_are_not_finite(dtype: Any, cause: str, pipelines: Mapping[str, Path], tmp_path: Path):
+    folder = shutil.copytree(pipelines["sd1"], tmp_path / "poisoned")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    scale = 1e4 if dtype == "float16" else float("nan")
+    weights["mid_block.resnets.0.conv2.weight"] *= scale
+    weights["mid_block.resnets.0.norm2.weight"] *= scale
+    save_file(weights, file, metadata={"format": "pt"})
+    checkpoint = load_checkpoint(ModelReference(str(folder), dtype=dtype), device="cpu")
+    with pytest.raises(UserError, match=f"in {dtype} are not finite .*{cause}"):
+        UnetPerceiver(checkpoint, phrases=PHRASES).perceive(_pictures(1, 32, 32))
+
+
+def test_attention_can_be_left_out(loaded: Mapping[str, Checkpoint]):
+    perceiver = UnetPerceiver(loaded["sd2"], phrases=(), attention=False)
+    assert perceiver.spec.attention_maps == (0, 0, 0)
+    assert [maps.shape[1] for maps in perceiver.perceive(_pictures(2, 32, 32)).attention] == [0, 0, 0]

@@ -1,0 +1,218 @@
+"""A fit learns, repeats itself exactly, keeps to its cache and says what is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+import pytest
+import torch
+
+from decoders.cache import FitProgress
+from decoders.errors import UserError
+from decoders.features import Perceiver
+from decoders.labels import AnnotatedImage, semantic_map
+from decoders.settings import DecoderSettings, FitSettings
+from decoders.training import FitReport, fit, split
+from tests.decoders.toy_perceiver import ToyPerceiver
+from tests.decoders.toy_world import TAXONOMY, toy_pictures
+
+QUICK = FitSettings(updates=6, batch_size=4, views=2, evaluations=2, size=(32, 32))
+
+
+def _fit(
+    annotated: Sequence[AnnotatedImage],
+    settings: FitSettings = QUICK,
+    tasks: dict[str, dict[str, Any]] | None = None,
+    perceiver: Perceiver | None = None,
+) -> tuple[dict[str, torch.Tensor], FitReport, list[FitProgress]]:
+    seen: list[FitProgress] = []
+    decoder, _, report = fit(
+        perceiver or ToyPerceiver(classes=3),
+        annotated,
+        TAXONOMY,
+        {"semantic": {}} if tasks is None else tasks,
+        settings,
+        decoder_settings=DecoderSettings(width=32, fine_width=8),
+        on_progress=seen.append,
+    )
+    return decoder.state_dict(), report, seen
+
+
+def test_a_fit_learns_classes_and_depth():
+    settings = FitSettings(updates=150, batch_size=4, views=6, evaluations=5, learning_rate=4e-3)
+    _, report, _ = _fit(toy_pictures(10), settings, {"semantic": {}, "depth": {}})
+    first, last = report.points[0], report.points[-1]
+    assert last.loss < 0.6 * first.loss
+    best = next(point for point in report.points if point.step == report.best_step)
+    assert best.scores["semantic"]["miou"] > 0.85
+    assert best.scores["depth"]["absrel"] < 0.15
+    assert best.merit == max(point.merit or 0.0 for point in report.points)
+
+
+def test_equal_seeds_give_equal_weights_and_another_seed_others():
+    pictures = toy_pictures(4)
+    torch.manual_seed(1)
+    first, _, _ = _fit(pictures)
+    torch.manual_seed(2)  # what happened before must not matter
+    again, _, _ = _fit(pictures)
+    other, _, _ = _fit(pictures, replace(QUICK, seed=1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_fit_leaves_random_state_and_threads_alone():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    _fit(toy_pictures(3), replace(QUICK, updates=1, evaluations=1, threads=threads + 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_perceiver_sees_each_view_once_in_full_batches():
+    perceiver = ToyPerceiver(classes=3)
+    _, report, _ = _fit(toy_pictures(5), replace(QUICK, perceive_batch=3), perceiver=perceiver)
+    views = len(report.held_out) + report.views * len(report.fitted)
+    assert views == 1 + 2 * 4
+    assert perceiver.calls == [(3, 32, 32, 3)] * 3
+
+
+def test_size_of_the_cache_is_announced_before_and_is_exact():
+    events: list[str] = []
+
+    class Watched(ToyPerceiver):
+        def perceive(self, images: Any) -> Any:
+            events.append("perceive")
+            bundle = super().perceive(images)
+            sizes.append(bundle.to(torch.float16).nbytes // len(images))
+            return bundle
+
+    sizes: list[int] = []
+    seen: list[FitProgress] = []
+    _, _, report = fit(
+        Watched(classes=3),
+        toy_pictures(4),
+        TAXONOMY,
+        {"semantic": {}},
+        QUICK,
+        decoder_settings=DecoderSettings(width=32, fine_width=8),
+        on_progress=lambda progress: (seen.append(progress), events.append(progress.message))[0],
+    )
+    assert "2 views of 3 pictures at 32 x 32 pixels and 1 of 1 held out: a cache of 0.000 GiB" in events[0]
+    assert events[1] == "perceive"
+    assert report.cache_bytes == (sizes[0] + 32 * 32) * (2 * 3 + 1)
+    assert [progress.done for progress in seen if progress.stage == "fit"] == list(range(1, 7))
+
+
+def test_a_small_cache_means_fewer_views_and_says_so():
+    _, plenty, _ = _fit(toy_pictures(4))
+    room = plenty.cache_bytes / 7 * 4.5 / 2**30  # 1 held out + 3 pictures, no second views
+    _, report, seen = _fit(toy_pictures(4), replace(QUICK, cache_gb=room))
+    assert report.views == 1
+    assert "computing 1 views" in seen[0].message
+    assert "2 views were wanted, cache_gb" in seen[0].message
+
+
+def test_a_cache_without_room_for_each_picture_is_refused():
+    with pytest.raises(UserError, match=r"4 pictures need a cache of .* GiB even at one view each.*raise cache_gb"):
+        _fit(toy_pictures(4), replace(QUICK, cache_gb=1e-6))
+
+
+def test_pictures_may_be_loaded_when_asked_for():
+    class Lazy(Sequence[AnnotatedImage]):
+        def __len__(self) -> int:
+            return 4
+
+        @overload
+        def __getitem__(self, index: int) -> AnnotatedImage: ...
+        @overload
+        def __getitem__(self, index: slice) -> "Sequence[AnnotatedImage]": ...
+        def __getitem__(self, index: int | slice) -> AnnotatedImage | Sequence[AnnotatedImage]:
+            assert isinstance(index, int)
+            return toy_pictures(1, first=index)[0]
+
+    lazily, _, _ = _fit(Lazy())
+    at_once, _, _ = _fit(toy_pictures(4))
+    assert all(torch.equal(lazily[name], at_once[name]) for name in lazily)
+
+
+def test_one_picture_is_enough():
+    _, report, seen = _fit(toy_pictures(1))
+    assert report.held_out == ()
+    assert report.best_step == 6
+    assert report.points[-1].merit is None
+    assert "no picture is held out, so the last weights are kept" in seen[0].message
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "held"), [(20, 0.2, 4), (3, 0.1, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0)]
+)
+def test_split(count: int, holdout: float, held: int):
+    fitted, held_out = split(count, holdout=holdout, seed=3)
+    assert len(held_out) == held
+    assert sorted(fitted + held_out) == list(range(count))
+    assert split(count, holdout=holdout, seed=3) == (fitted, held_out)
+
+
+def test_patience_stops_a_fit_that_gets_no_better():
+    # Sky everywhere is learned at once; a merit of 1.0 cannot be beaten.
+    plain = [
+        AnnotatedImage(name=one.name, image=one.image, labels={"semantic": semantic_map(np.ones((48, 64), np.uint8))})
+        for one in toy_pictures(3)
+    ]
+    _, report, _ = _fit(plain, replace(QUICK, updates=60, evaluations=12, patience=2, learning_rate=0.01))
+    assert report.points[-1].step < 60
+    assert report.points[-1].step == report.best_step + 10
+
+
+def test_features_that_are_not_finite_name_the_picture():
+    pictures = toy_pictures(3)
+    pictures[1].image[0, 0] = (1, 2, 3)
+    with pytest.raises(
+        UserError, match=r"picture toy1: the model gave features that are not finite \(level 0.*float32"
+    ):
+        _fit(pictures, replace(QUICK, size=(48, 64)), perceiver=ToyPerceiver(classes=3, poison=True))
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures_and_the_remedy():
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at update .* pictures toy.*lower learning_rate"):
+        _fit(toy_pictures(3), replace(QUICK, updates=40, learning_rate=1e30, gradient_clip=1e30))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [
+        ({"depth": {}}, r"picture toy\d has no label depth \(it has semantic\)"),
+        ({}, "at least one annotated picture and one task"),
+        ({"instance": {}}, "there is no task 'instance'"),
+    ],
+)
+def test_wrong_wishes_are_refused(tasks: dict[str, dict[str, Any]], text: str):
+    pictures = [
+        AnnotatedImage(name=one.name, image=one.image, labels={"semantic": one.labels["semantic"]})
+        for one in toy_pictures(3)
+    ]
+    with pytest.raises(UserError, match=text):
+        _fit(pictures, tasks=tasks)
+
+
+def test_a_wrong_id_names_the_picture_even_where_no_view_shows_it():
+    pictures = toy_pictures(3)
+    ids = np.full((48, 64), 1, np.uint8)
+    ids[0, 0] = 9
+    pictures[2] = AnnotatedImage(name="odd one", image=pictures[2].image, labels={"semantic": semantic_map(ids)})
+    with pytest.raises(UserError, match=r"picture odd one: label ids \[9\] lie outside the taxonomy"):
+        _fit(pictures)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"size": (33, 32)}, r"multiples of 8; the nearest is \(32, 32\)"),
+        ({"updates": 0}, "fit setting updates is 0, expected at least 1"),
+        ({"holdout": 1.0}, "fit setting holdout is 1.0, expected at least 0 and below 1"),
+        ({"threads": 0}, "fit setting threads is 0"),
+    ],
+)
+def test_wrong_settings_are_refused(change: dict[str, Any], text: str):
+    with pytest.raises(UserError, match=text):
+        _fit(toy_pictures(2), replace(QUICK, **change))

@@ -1,0 +1,36 @@
+"""Small pictures with exact truth: a striped ground, a dotted disc, a plain sky; depth falls towards the lower edge."""
+
+import numpy as np
+
+from decoders.labels import AnnotatedImage, Taxonomy, metric_depth, semantic_map
+
+TAXONOMY = Taxonomy(
+    names=("sky", "ground", "ball"),
+    is_thing=(False, False, True),
+    colors=((0, 0, 255), (0, 255, 0), (255, 0, 0)),
+)
+
+
+def toy_picture(seed: int, height: int = 48, width: int = 64) -> AnnotatedImage:
+    stream = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    horizon = height * stream.uniform(0.3, 0.5)
+    ids = np.where(y < horizon, 1, 2).astype(np.uint8)
+    meters = np.where(y < horizon, np.inf, 1.5 * height / (y - horizon + 1)).astype(np.float32)
+    radius = height * stream.uniform(0.15, 0.25)
+    center = (horizon + height * 0.25, width * stream.uniform(0.25, 0.75))
+    ball = (y - center[0]) ** 2 + (x - center[1]) ** 2 < radius**2
+    ids[ball], meters[ball] = 3, 3.0
+    paint = np.stack([90 + 0 * x, 110 + 40 * (x % 4 < 2), 100 + 60 * ((x + y) % 6 < 3)])[
+        ids - 1, y.astype(int), x.astype(int)
+    ]
+    image = paint[..., None] + stream.normal(0, 8, (height, width, 3)) + stream.uniform(-20, 20, 3)
+    return AnnotatedImage(
+        name=f"toy{seed}",
+        image=image.clip(0, 255).astype(np.uint8),
+        labels={"semantic": semantic_map(ids), "depth": metric_depth(meters)},
+    )
+
+
+def toy_pictures(count: int, first: int = 0, height: int = 48, width: int = 64) -> list[AnnotatedImage]:
+    return [toy_picture(first + index, height, width) for index in range(count)]
