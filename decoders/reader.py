@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from safetensors.torch import save
 
 from decoders.cache import OnProgress, learnable, log_progress
-from decoders.decoder import PDecoder
+from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
 from decoders.files import write_atomic
@@ -24,7 +24,7 @@ from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 from decoders.tasks import Task
-from decoders.training import build_decoder, fit
+from decoders.training import TrunkBuilder, build_decoder, fit
 from decoders.weights import load_into, read_weights
 
 
@@ -119,6 +119,7 @@ def fit_reader(
     settings: FitSettings,
     decoder: DecoderSettings | None = None,
     reading: ReadSettings | None = None,
+    trunk: TrunkBuilder = Trunk,
     on_progress: OnProgress = log_progress,
 ) -> Reader:
     """Fit a decoder and join it with its perceiver.
@@ -126,13 +127,21 @@ def fit_reader(
     Args:
         tasks: task name -> options.
         reading: how the reader will look at pictures; by default at the scale it was fitted at.
+        trunk: another one than ours makes a baseline to measure against; such a reader is not for saving.
 
     Raises:
         UserError: see `decoders.training.fit`.
     """
     decoder_settings = decoder or DecoderSettings()
     network, modules, report = fit(
-        perceiver, annotated, taxonomy, tasks, settings, decoder_settings=decoder_settings, on_progress=on_progress
+        perceiver,
+        annotated,
+        taxonomy,
+        tasks,
+        settings,
+        decoder_settings=decoder_settings,
+        trunk=trunk,
+        on_progress=on_progress,
     )
     summary = asdict(report)
     del summary["seconds"]

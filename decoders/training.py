@@ -1,7 +1,7 @@
 """Few-shot fit of a decoder on cached features: one to some hundred annotated pictures, minutes on a CPU."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from decoders.optimisation import FitPoint, optimise
 from decoders.resizing import Size, round_size
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Task, build_task
+
+TrunkBuilder = Callable[[FeatureSpec, DecoderSettings], Trunk]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +48,16 @@ def fit(
     settings: FitSettings,
     *,
     decoder_settings: DecoderSettings,
+    trunk: TrunkBuilder = Trunk,
     on_progress: OnProgress = log_progress,
 ) -> tuple[PDecoder, dict[str, Task], FitReport]:
     """Fit a decoder for `tasks` (name -> options); the perceiver stays as it is.
 
     On a CPU the result is a pure function of the arguments. `annotated` may load its pictures when asked: each is asked
     for once, the first one twice.
+
+    Args:
+        trunk: what the task heads stand on; another one than ours makes a baseline that is fitted the same way.
 
     Returns:
         The decoder in evaluation mode, its tasks by name (they are modules of the decoder) and the report.
@@ -66,7 +72,7 @@ def fit(
             "what is missing"
         )
     with _reproducible(settings):
-        decoder, modules = build_decoder(perceiver.spec, taxonomy, tasks, decoder_settings)
+        decoder, modules = build_decoder(perceiver.spec, taxonomy, tasks, decoder_settings, trunk=trunk)
         fitted, held_out = split(len(annotated), holdout=settings.holdout, seed=settings.seed)
         first = annotated[0]
         plan = plan_cache(
@@ -100,16 +106,21 @@ def fit(
 
 
 def build_decoder(
-    spec: FeatureSpec, taxonomy: Taxonomy, tasks: Mapping[str, Mapping[str, Any]], settings: DecoderSettings
+    spec: FeatureSpec,
+    taxonomy: Taxonomy,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: DecoderSettings,
+    *,
+    trunk: TrunkBuilder = Trunk,
 ) -> tuple[PDecoder, dict[str, Task]]:
     """A decoder with fresh weights, and its tasks by name.
 
     Raises:
         UserError: unknown task or option.
     """
-    trunk = Trunk(spec, settings)
-    modules = {name: build_task(name, options, trunk=trunk, taxonomy=taxonomy) for name, options in tasks.items()}
-    return PDecoder(trunk, modules), modules
+    base = trunk(spec, settings)
+    modules = {name: build_task(name, options, trunk=base, taxonomy=taxonomy) for name, options in tasks.items()}
+    return PDecoder(base, modules), modules
 
 
 def split(count: int, *, holdout: float, seed: int) -> tuple[list[int], list[int]]:

@@ -1,5 +1,7 @@
 """The renderer tells the truth, and the same truth every time."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -83,7 +85,7 @@ def test_held_out_domains_come_only_when_asked_for() -> None:
 
 def test_splits_never_overlap() -> None:
     ranges = sorted(world.SEEDS.values(), key=lambda seeds: seeds.start)
-    for lower, upper in zip(ranges, ranges[1:], strict=False):
+    for lower, upper in itertools.pairwise(ranges):
         assert lower.stop <= upper.start
 
 

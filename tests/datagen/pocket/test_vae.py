@@ -1,0 +1,54 @@
+"""The codec learns, keeps its latents when only its decoder is polished, and is measured honestly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datagen.pocket import loop, vae
+from datagen.pocket.scene_cache import ScenePool
+from tests.datagen.pocket.conftest import log_of
+
+
+def _train(codec: vae.AutoencoderKL, scenes: ScenePool, folder: Path, *, decoder_only: bool) -> vae.AutoencoderKL:
+    schedule = loop.Schedule(updates=60, peak_rate=4e-3, warm_up=5, average_decay=0.9)
+    return vae.train(codec, scenes, scenes, folder=folder, schedule=schedule, batch_size=4, decoder_only=decoder_only)
+
+
+def test_training_and_polishing_raise_the_psnr(tiny_vae: vae.AutoencoderKL, scenes: ScenePool, tmp_path: Path) -> None:
+    start = vae.psnr_by_look(tiny_vae, scenes)["psnr"]
+    trained = _train(tiny_vae, scenes, tmp_path / "vae", decoder_only=False)
+    reached = log_of(tmp_path / "vae")[-1]["psnr"]
+    assert reached > start + 4
+    assert reached == pytest.approx(vae.psnr_by_look(trained, scenes)["psnr"])
+
+    codec = vae.build((8, 16), latent_channels=4)
+    codec.load_state_dict(trained.state_dict())
+    polished = _train(codec, scenes, tmp_path / "vae_decoder", decoder_only=True)
+    assert vae.encoder_digest(polished) == vae.encoder_digest(trained)
+    assert vae.psnr_by_look(polished, scenes)["psnr"] > reached
+
+
+def test_psnr_of_a_known_error() -> None:
+    truth = np.full((2, 4, 4, 3), 100, np.uint8)
+    found = np.stack([truth[0] + np.uint8(10), truth[1]])
+    assert vae.psnr(truth, found) == pytest.approx([10 * np.log10(255**2 / 100), 10 * np.log10(255**2 / 1e-10)])
+
+
+def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    assert np.array_equal(vae.to_images(vae.to_tensor(images, torch.device("cpu"))), images)
+
+
+def test_latents_hold_each_picture_and_its_mirror_image(
+    tiny_vae: vae.AutoencoderKL, scenes: ScenePool, tmp_path: Path
+) -> None:
+    path = tmp_path / "latents.safetensors"
+    latents = vae.encode_all(tiny_vae, scenes.images, path=path, batch_size=4)
+    assert latents.shape == (len(scenes), 2, 4, 64, 64)
+    mirrored = vae.encode_all(tiny_vae, scenes.images[:, :, ::-1].copy(), path=tmp_path / "mirrored.safetensors")
+    assert torch.allclose(latents[:, 0], mirrored[:, 1], atol=2e-3)
+    assert torch.allclose(latents[:, 1], mirrored[:, 0], atol=2e-3)
+    again = vae.encode_all(tiny_vae, np.zeros_like(scenes.images), path=path)
+    assert torch.equal(again, latents)  # kept, not made again
