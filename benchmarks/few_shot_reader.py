@@ -1,0 +1,168 @@
+"""Is reading a diffusion model worth it? Against the same decoder on a random UNet, and a U-Net from scratch.
+
+    python -m benchmarks.few_shot_reader pocket [--pictures 20 100] [--seeds 0 1 2] [--updates 600]
+    python -m benchmarks.few_shot_reader camvid [--root ../shared/data/camvid]
+
+All three see the same pictures, augmented views, updates, losses and held-out part, at full picture size; each gets the
+best of three learning rates as judged on the held-out part of the few, and only that one is measured on unseen
+pictures. Cost on two cores: pocket, 2 sizes x 3 seeds x 3 methods x 3 rates = 54 fits of 600 updates x 0.25 s = 2.3
+hours; camvid, 1 x 3 x 3 x 3 = 27 fits of 500 updates x 0.5 s = 1.9 hours. Every fit resumes by its content hash.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import UInt8
+from torch import nn
+
+from benchmarks.cells import Cell, measure_all
+from datagen.datasets import AnnotatedImages
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.fitting import load_fit_plan
+from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
+from decoders.decoder import Trunk, TrunkFeatures
+from decoders.features import FeatureBundle, FeatureSpec, Perceiver
+from decoders.perceivers.unet import UnetPerceiver
+from decoders.reader import Reader, fit_reader
+from decoders.settings import DecoderSettings, FitSettings
+
+RATES = {"reader": (1e-3, 2e-3, 4e-3), "random UNet": (1e-3, 2e-3, 4e-3), "U-Net": (3e-4, 1e-3, 3e-3)}
+MODEL = ModelReference(source="package://datagen.pocket/weights")
+
+
+class PictureOnly:
+    """A perceiver that perceives nothing: the baseline has the picture alone."""
+
+    size_multiple = 32
+    spec = FeatureSpec(model_digest="", strides=(), channels=(), attention_maps=(), settings={})
+
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+        picture = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return FeatureBundle(image=picture, levels=(), attention=())
+
+
+class UnetTrunk(Trunk):
+    """segmentation-models-pytorch's U-Net without pretrained weights, in the place of our trunk."""
+
+    def __init__(self, _spec: FeatureSpec, settings: DecoderSettings) -> None:
+        nn.Module.__init__(self)
+        self.standardise = nn.ModuleList()
+        channels = (256, 128, 64, 32, settings.fine_width)
+        self.network = smp.Unet("resnet18", encoder_weights=None, decoder_channels=channels, classes=1)
+        self.deep_channels = self.fine_channels = settings.fine_width
+
+    def forward(self, bundle: FeatureBundle) -> TrunkFeatures:
+        features = self.network.decoder(self.network.encoder(bundle.image))
+        return TrunkFeatures(deep=features, fine=features)
+
+
+def random_unet(checkpoint: Checkpoint, seed: int) -> Checkpoint:
+    """The same model with every weight of its UNet drawn anew, as diffusers initialises it."""
+    torch.manual_seed(seed)
+    fresh: Any = UNet2DConditionModel.from_config(checkpoint.unet.config)
+    checkpoint.unet.load_state_dict(fresh.state_dict())
+    return checkpoint
+
+
+def perceiver_of(method: str, phrases: Sequence[str], seed: int) -> Perceiver:
+    if method == "U-Net":
+        return PictureOnly()
+    checkpoint = load_checkpoint(MODEL)
+    if method == "random UNet":
+        checkpoint = random_unet(checkpoint, seed)
+    return UnetPerceiver(checkpoint, phrases=phrases)
+
+
+def fit_best(
+    method: str, seed: int, pictures: AnnotatedImages, tasks: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]
+) -> tuple[Reader, float]:
+    """The fit with the best held-out merit over the method's learning rates."""
+    perceiver = perceiver_of(method, pictures.taxonomy.phrases, seed)
+    best: tuple[float, Reader, float] | None = None
+    for rate in RATES[method]:
+        reader = fit_reader(
+            perceiver,
+            pictures,
+            pictures.taxonomy,
+            tasks=tasks,
+            settings=FitSettings(seed=seed, learning_rate=rate, **settings),
+            trunk=UnetTrunk if method == "U-Net" else Trunk,
+        )
+        merit = max(point["merit"] for point in reader.manifest.report["points"])
+        print(f"  {method} rate {rate:g}: held out {merit:.3f}", flush=True)
+        if best is None or merit > best[0]:
+            best = (merit, reader, rate)
+    assert best is not None
+    return best[1], best[2]
+
+
+def measure_pocket(cell: Cell) -> Mapping[str, Any]:
+    few = PocketScenes(count=cell["pictures"], seed=1000 * cell["seed"], split="few_shot")
+    unseen = PocketScenes(count=cell["unseen"], split="test")
+    settings = {"updates": cell["updates"], "threads": cell["threads"], "views": cell["views"]}
+    reader, rate = fit_best(cell["method"], cell["seed"], few, {"semantic": {}, "depth": {}}, settings)
+    return figures(reader, unseen) | {"learning_rate": rate}
+
+
+def measure_camvid(cell: Cell) -> Mapping[str, Any]:
+    plan = load_fit_plan(Path("configs/camvid_reader.yaml"), [f"data.root={cell['root']}"])
+    assert plan.validation is not None
+    few, unseen = plan.data.build(), plan.validation.build()
+    settings = {name: cell[name] for name in ("updates", "threads", "views")} | {"size": tuple(cell["size"])}
+    reader, rate = fit_best(cell["method"], cell["seed"], few, {"semantic": {}}, settings)
+    return figures(reader, unseen) | {"learning_rate": rate}
+
+
+def figures(reader: Reader, unseen: AnnotatedImages) -> dict[str, Any]:
+    """mIoU and, where it was learned, depth, on pictures that nobody fitted on."""
+    found = reader.evaluate(unseen)
+    return {f"{task} {name}": value for task, values in found.items() for name, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=["pocket", "camvid"])
+    parser.add_argument("--pictures", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--root", default="../shared/data/camvid")
+    chosen = parser.parse_args()
+    torch.set_num_threads(2)
+    model = load_checkpoint(MODEL).base_digest[:16]
+    common = {"updates": chosen.updates, "threads": 2, "model": model}
+    if chosen.data == "pocket":
+        variants = [common | {"views": 16, "pictures": count, "unseen": 200} for count in chosen.pictures]
+        measure = measure_pocket
+    else:
+        variants = [common | {"views": 8, "size": [192, 256], "root": chosen.root}]
+        measure = measure_camvid
+    # Seeds outermost: when time runs out, every condition has the same number of them.
+    cells = [
+        variant | {"method": method, "seed": seed} for seed in chosen.seeds for variant in variants for method in RATES
+    ]
+    report(measure_all(f"few_shot_reader_{chosen.data}", cells, measure))
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line per method and number of pictures: mean and range over the seeds."""
+    groups: dict[tuple[Any, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row.get("pictures", 60), row["method"]), []).append(row)
+    for (pictures, method), group in groups.items():
+        shown: list[str] = []
+        for name in ("semantic miou", "depth absrel", "depth delta1"):
+            values = [row[name] for row in group if name in row]
+            if values:
+                shown.append(f"{name} {statistics.mean(values):.3f} ({min(values):.3f}..{max(values):.3f})")
+        print(f"{pictures} pictures, {method}, {len(group)} seeds: " + ", ".join(shown))
+
+
+if __name__ == "__main__":
+    main()
