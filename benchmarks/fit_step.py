@@ -3,7 +3,7 @@
     python -m benchmarks.fit_step [--shapes pocket sd15] [--rounds 5]
 
 `pocket` is the embedded model at 128 x 128, batch 8; `sd15` the architecture of Stable Diffusion 1.5 at 512 x 512,
-batch 2, with random weights: time depends on shapes, not on weights. Takes 6 GiB. Cost on two cores: seconds for pocket,
+batch 2, with random weights (time depends on shapes alone); 6 GiB of memory. Cost on two cores: seconds for pocket,
 about a minute a round for sd15.
 """
 
