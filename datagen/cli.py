@@ -1,0 +1,273 @@
+"""The verbs. Each checks nothing and computes nothing itself: it calls one function and prints what came of it.
+
+Only typer and rich are imported here; everything else is imported inside the verb that needs it, so that
+`datagen --help` answers at once.
+"""
+
+import errno
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
+
+from decoders.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+class _Verbs(TyperGroup):
+    """Turns what a user can mend into one message on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:  # a click context, whose module differs between versions of typer
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _err.print(f"\nstopped. What is finished is kept; go on with\n  {_this_command()}", markup=False)
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f" while writing {error.filename}" if error.filename else ""
+            _fail(f"the disk is full{place}. What is finished is kept; free some and go on with\n  {_this_command()}")
+
+
+class _WithSettings(TyperCommand):
+    """Lets `--set` take several `key=value` at once, as in `--set a=1 b.c=2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        in_settings = False
+        for before, argument in zip(["", *args], args, strict=False):
+            if in_settings and before != "--set" and "=" in argument and not argument.startswith("-"):
+                spread.append("--set")
+            else:
+                in_settings = argument == "--set" or before == "--set"
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def _fail(message: str) -> None:
+    _err.print(f"error: {message}", markup=False)
+    raise typer.Exit(BAD_INPUT) from None
+
+
+def _this_command() -> str:
+    launched = "accelerate launch ... -m " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    return launched + shlex.join(["datagen", *sys.argv[1:]])
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Labelled image datasets from diffusion models, and readers that label real photographs.",
+    epilog="Begin with: datagen generate configs/demo.yaml",
+)
+pocket = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The embedded model and the procedural world it was trained on."
+)
+app.add_typer(pocket, name="pocket")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE ...", help="Change keys of the plan: --set generator.steps=30 seed=7"),
+]
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        _out.print(f"datagen {version('datagen')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def datagen(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None: ...
+
+
+@app.command(cls=_WithSettings, epilog="Example: datagen generate configs/demo.yaml --to runs/demo --set count=128")
+def generate(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="RUN", help="Run folder; the plan's own when left out.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Make a labelled dataset from prompts. The same command again goes on where the last one stopped."""
+    from datagen.generation import generate as run
+    from datagen.progress import Bar
+
+    with Bar(_err) as bar:
+        summary = run(plan, to=to, overrides=settings or [], progress=bar)
+    if summary is not None:  # only the first of several processes has one
+        _out.print(str(summary), markup=False)
+
+
+@app.command(
+    cls=_WithSettings,
+    epilog="Example: datagen fit configs/camvid_reader.yaml --to readers/camvid --set data.root=photos",
+)
+def fit(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="READER", help="Reader folder; the plan's own when left out.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Fit a reader on a few annotated pictures, and measure it if the plan names a validation set."""
+    from datagen.fitting import fit_from_plan
+
+    _out.print(str(fit_from_plan(plan, to=to, overrides=settings or [])), markup=False)
+
+
+@app.command(epilog="Example: datagen label --reader readers/camvid photos/ --to runs/photos")
+def label(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures.")],
+    reader: Annotated[Path, typer.Option("--reader", metavar="READER", help="Folder written by `datagen fit`.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the labelled dataset goes.")],
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of equal size read at once; the reader's own when left out.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be decoded.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Where the reader's model lies now, if it was moved.")] = None,
+) -> None:
+    """Label a folder of pictures with a fitted reader, as a COCO dataset."""
+    from datagen.labelling import label as run
+
+    summary = run(reader, images, to=to, batch_size=batch_size, skip_unreadable=skip_unreadable, model=model)
+    _out.print(str(summary), markup=False)
+
+
+@app.command(epilog="Example: datagen export coco runs/demo --to datasets/demo")
+def export(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="A file name of datagen/exporters, such as coco.")],  # noqa: A002
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `datagen generate`.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the dataset goes.")],
+) -> None:
+    """Write the accepted samples of a run as a dataset of another format."""
+    from datagen.exporting import export as write
+
+    _out.print(f"{write(format, run, to=to)} pictures in {to}", markup=False)
+
+
+@app.command(epilog="Example: datagen validate runs/demo/exports/coco")
+def validate(
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Folder with annotations/, images/, semantic/ ...")
+    ],
+) -> None:
+    """Read a COCO dataset back and check that everything in it agrees."""
+    from datagen.validation import validate as check
+
+    report = check(dataset)
+    report.require_sound()
+    _out.print(str(report), markup=False)
+
+
+@app.command(epilog="Example: datagen show runs/demo --to sheet.png --count 16")
+def show(
+    dataset: Annotated[Path, typer.Argument(metavar="RUN|DATASET")],
+    to: Annotated[Path, typer.Option("--to", metavar="SHEET.png")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 16,
+) -> None:
+    """Draw a contact sheet: picture, semantic overlay, depth."""
+    from datagen.sheet import contact_sheet
+
+    contact_sheet(dataset, to=to, count=count)
+    _out.print(str(to), markup=False)
+
+
+@app.command(epilog="Example: datagen doctor")
+def doctor() -> None:
+    """Say what this machine has to offer and what is missing; exit code 1 when something needed is missing."""
+    from datagen.doctor import examine
+
+    broken = False
+    for finding in examine():
+        broken |= finding.needed
+        _out.print(f"{finding.name:28}{finding.value}", markup=False, style="red" if finding.needed else None)
+        if finding.remedy:
+            _out.print(f"{'':28}-> {finding.remedy}", markup=False, style="dim")
+    raise typer.Exit(int(broken))
+
+
+@pocket.command(epilog="Example: datagen pocket scenes --count 20 --seed 0 --to scenes")
+def scenes(
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the dataset goes.")],
+    count: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="First scene within the split.")] = 0,
+    split: Annotated[str, typer.Option(help="Range of seeds: few_shot, test, judge or prior.")] = "few_shot",
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="With the look and the weather that the embedded model never saw.")
+    ] = False,
+) -> None:
+    """Render scenes of the procedural world with their exact truth, as a COCO dataset."""
+    from datagen.pocket.truth import write_scenes
+
+    write_scenes(to, count=count, seed=seed, split=split, held_out=held_out)
+    _out.print(f"{count} scenes in {to}", markup=False)
+
+
+@pocket.command(epilog="Example: datagen pocket train --stages prior,export --updates prior=20000")
+def train(
+    stages: Annotated[
+        str,
+        typer.Option(
+            metavar="STAGE,...", help="scenes, vae, vae_decoder, latents, prior, judge, export; in this order."
+        ),
+    ] = "scenes,vae,latents,prior",
+    updates: Annotated[
+        str, typer.Option(metavar="STAGE=N,...", help="Updates in all per stage; more than before trains longer.")
+    ] = "",
+    scene_count: Annotated[int, typer.Option("--scenes", min=1, help="Scenes the model learns from.")] = 12_000,
+    judge_scenes: Annotated[int, typer.Option(min=1, help="Scenes the judge learns from.")] = 5_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that compute.")] = 2,
+) -> None:
+    """Train the embedded model from scratch, or further; it can be stopped and goes on where it was."""
+    from datagen.pocket.training import train as run
+
+    run(
+        [stage.strip() for stage in stages.split(",")],
+        scenes=scene_count,
+        judge_scenes=judge_scenes,
+        workers=workers,
+        threads=threads,
+        updates=_counts(updates),
+    )
+
+
+def _counts(text: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for entry in filter(None, text.split(",")):
+        stage, _, number = entry.partition("=")
+        if not number.strip().isdecimal():
+            raise UserError(f"--updates {entry!r} is not of the form stage=number, as in --updates prior=20000")
+        counts[stage.strip()] = int(number)
+    return counts
+
+
+def main() -> None:
+    """Entry point of `datagen` and `python -m datagen`."""
+    app()

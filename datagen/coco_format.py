@@ -1,0 +1,172 @@
+"""The COCO JSON files, ours and other people's, as checked values; our additions to the form are optional fields."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8, UInt16
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datagen.files import read_image, read_label_png
+from datagen.instances import Rle, decode_counts, decode_mask, decode_polygons
+from decoders.errors import UserError
+from decoders.labels import Storage
+
+_MAP_FILE = "_file"
+
+
+class UncompressedRle(BaseModel):
+    """Run lengths as plain numbers, as COCO's own crowds have them."""
+
+    size: tuple[int, int]
+    counts: list[int]
+
+
+class CompressedRle(BaseModel):
+    size: tuple[int, int]
+    """height, width"""
+    counts: str
+
+    @property
+    def rle(self) -> Rle:
+        return Rle(size=list(self.size), counts=self.counts)
+
+
+class MapInfo(BaseModel):
+    """Of `info.X`: physical value = (pixel - offset) x scale, except where the pixel is `invalid`."""
+
+    unit: str
+    scale: Annotated[float, Field(gt=0)]
+    offset: int = 0
+    dtype: Literal["uint8", "uint16"]
+    channels: Literal[1, 3] = 1
+    invalid: Literal[0] = 0
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(unit=self.unit, quantum=self.scale, offset=self.offset, dtype=self.dtype)
+
+    def read(self, path: Path) -> UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "height width"]:
+        """The whole numbers of one PNG of the map: (height, width), or (height, width, 3) of three channels.
+
+        Raises:
+            UserError: the file is missing, damaged or of another type than declared.
+        """
+        steps = read_label_png(path) if self.channels == 1 else read_image(path)
+        if steps.dtype != self.dtype:
+            raise UserError(f"{path} holds {steps.dtype}, expected {self.dtype} as `info` says; write the map again")
+        return steps
+
+
+class Picture(BaseModel):
+    """One of `images`. Of our own: `X_file` names the PNG of map X; whatever else is there is kept in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: int
+    file_name: str
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    caption: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name without folder or suffix."""
+        return Path(self.file_name).stem
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """Path of each map's PNG within the dataset, by the map's name, as far as it is text."""
+        extra = sorted((self.model_extra or {}).items())
+        return {key.removesuffix(_MAP_FILE): path for key, path in extra if is_map_key(key) and isinstance(path, str)}
+
+
+class Category(BaseModel):
+    """One of `categories`; `semantic_id`, `color` and `phrase` are ours."""
+
+    id: int
+    name: str
+    isthing: Literal[0, 1] = 1
+    semantic_id: int | None = None
+    color: tuple[int, int, int] | None = None
+    phrase: str | None = None
+
+
+class Annotation(BaseModel):
+    id: int
+    image_id: int
+    category_id: int
+    segmentation: CompressedRle | UncompressedRle | list[list[float]] | None = None
+    area: float | None = None
+    bbox: tuple[float, float, float, float] | None = None
+    iscrowd: Literal[0, 1] = 0
+    score: float = 1.0
+
+    def mask(self, *, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+        """Raises:
+        UserError: there is no mask, it is malformed, or it belongs to a picture of another size.
+        """
+        try:
+            match self.segmentation:
+                case None | []:
+                    raise ValueError("no outline or mask, which a box alone does not give")
+                case list():
+                    return decode_polygons(self.segmentation, height=height, width=width)
+                case CompressedRle() | UncompressedRle() if self.segmentation.size != (height, width):
+                    raise ValueError(
+                        f"a mask of size {self.segmentation.size}; expected the picture's {(height, width)}"
+                    )
+                case CompressedRle():
+                    return decode_mask(self.segmentation.rle)
+                case UncompressedRle():
+                    return decode_counts(self.segmentation.counts, height=height, width=width)
+        except ValueError as error:
+            raise UserError(f"annotation {self.id} has {error}; correct or remove it") from None
+
+
+class CocoFile(BaseModel):
+    info: dict[str, Any] = {}
+    images: list[Picture]
+    annotations: list[Annotation]
+    categories: list[Category]
+
+    def map_info(self, name: str) -> MapInfo:
+        """Raises:
+        UserError: `info` does not say how to read the map.
+        """
+        try:
+            return MapInfo.model_validate(self.info.get(name))
+        except ValidationError as error:
+            raise UserError(
+                f"info.{name} is {self.info.get(name)!r}, expected unit, scale and dtype of the map {name}; write the "
+                "dataset again"
+            ) from error
+
+
+def is_map_key(key: str) -> bool:
+    """Whether a key of `images[i]` names the PNG of a map."""
+    return key.endswith(_MAP_FILE)
+
+
+def map_key(name: str) -> str:
+    """The key of `images[i]` that names the PNG of map `name`."""
+    return f"{name}{_MAP_FILE}"
+
+
+def read_coco(path: Path, *, strict: bool = False) -> CocoFile:
+    """`strict` refuses what others' files may do, such as a number written as text.
+
+    Raises:
+        UserError: the file is missing, no JSON or not of the COCO form; names the first places.
+    """
+    try:
+        return CocoFile.model_validate_json(path.read_bytes(), strict=strict)
+    except FileNotFoundError:
+        raise UserError(f"COCO file not found: {path}; check the path") from None
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        places = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in faults[:5])
+        raise UserError(
+            f"{path} is not of the COCO form (images, annotations, categories) at {len(faults)} places: {places}; "
+            "correct the file"
+        ) from error

@@ -1,0 +1,158 @@
+"""Datasets read a user's annotated pictures, one when it is asked for: file name = kind, CamelCase = class.
+
+Settings are keyword-only arguments. A constructor lists the files and checks what needs no picture.
+"""
+
+import difflib
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from datagen.files import IMAGE_SUFFIXES
+from datagen.palette import palette
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, Taxonomy
+
+BACKGROUND = "background"
+"""The class of unmarked pixels, where a dataset declares that they are one."""
+
+
+class AnnotatedImages(Sequence[AnnotatedImage], ABC):
+    """A dataset: pictures with their truth, loaded at each access, and the classes they are labelled with."""
+
+    taxonomy: Taxonomy
+    names: tuple[str, ...]
+    """Of the chosen pictures, in order."""
+
+    @abstractmethod
+    def load(self, name: str) -> AnnotatedImage:
+        """Raises:
+        UserError: a file of this picture is missing, damaged or does not fit the others.
+        """
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> AnnotatedImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[AnnotatedImage]: ...
+    def __getitem__(self, index: int | slice) -> AnnotatedImage | Sequence[AnnotatedImage]:
+        """One picture; a slice loads all of its pictures."""
+        if isinstance(index, slice):
+            return [self.load(name) for name in self.names[index]]
+        return self.load(self.names[index])
+
+
+def select(
+    found: Sequence[str], *, names: Sequence[str] | None, first: int | None, every: int, where: Path
+) -> tuple[str, ...]:
+    """Either the listed names, or of all found every n-th, and of these the first so many.
+
+    Raises:
+        UserError: nothing was found, a name is not there, or both ways of choosing are used.
+    """
+    if not found:
+        raise UserError(f"{where} holds no picture with a label, expected at least one; check the path and the names")
+    if every < 1 or (first is not None and first < 1):
+        raise UserError(f"found every={every}, first={first}, expected 1 or more: `every: 2` takes each second picture")
+    if names is None:
+        return tuple(found[::every][:first])
+    if first is not None or every != 1:
+        raise UserError("found `names` beside `first` or `every`; give the list of names or the rule, not both")
+    known = {normal(name): name for name in found}
+    if missing := [name for name in names if normal(name) not in known]:
+        near = difflib.get_close_matches(missing[0], found, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"{len(missing)} of {len(names)} names are not among the {len(found)} pictures of {where}, first "
+            f"{missing[0]!r}{hint}; names are file names without suffix"
+        )
+    if len({normal(name) for name in names}) != len(names):
+        raise UserError(f"a name is listed twice among {list(names)}; list each picture once")
+    return tuple(known[normal(name)] for name in names)
+
+
+def normal(name: str) -> str:
+    """One spelling of names that look equal: macOS and Linux store accents differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+def list_images(folder: Path, *, what: str, ending: str = "") -> dict[str, Path]:
+    """Picture files of a folder and its subfolders by normal name, sorted; the stem less `ending` is the name.
+
+    Raises:
+        UserError: the folder is missing, or two files have one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"folder of {what} not found: {folder}; check the path")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in IMAGE_SUFFIXES or not path.stem.endswith(ending):
+            continue
+        other = found.setdefault(normal(path.stem.removesuffix(ending)), path)
+        if other != path:
+            raise UserError(f"{what} {other} and {path} share the name {path.stem!r}, which must be unique; rename one")
+    return dict(sorted(found.items()))
+
+
+def make_taxonomy(
+    classes: Mapping[int, str], *, things: Iterable[str], colors: Mapping[str, tuple[int, int, int]] | None
+) -> Taxonomy:
+    """Classes by the user's own label ids, which become the category ids, all one higher where 0 is among them.
+
+    Raises:
+        UserError: `things` or `colors` name an unknown class, or the taxonomy is not valid.
+    """
+    names = tuple(classes.values())
+    things = set(things)
+    given = dict(colors or {})
+    if unknown := sorted((things | given.keys()) - set(names)):
+        raise UserError(f"`things` or `colors` name {unknown}, which are no classes; known classes: {list(names)}")
+    shift = 1 if 0 in classes else 0
+    return Taxonomy(
+        names=names,
+        is_thing=tuple(name in things for name in names),
+        colors=tuple(given.get(name, color) for name, color in zip(names, palette(len(names)), strict=True)),
+        category_ids=tuple(label_id + shift for label_id in classes),
+    )
+
+
+def to_semantic_ids(
+    labels: Integer[np.ndarray, "height width"], table: Mapping[int, int], *, path: Path
+) -> UInt8[np.ndarray, "height width"]:
+    """Label ids of a file -> semantic ids (0 = void) by a table that must know every id that occurs.
+
+    Raises:
+        UserError: an id is not in the table.
+    """
+    lookup = np.zeros(int(labels.max()) + 1, np.uint8)
+    for label_id in (int(value) for value in np.unique(labels)):
+        if label_id not in table:
+            classes, void = (sorted(key for key in table if bool(table[key]) is known) for known in (True, False))
+            raise UserError(
+                f"label file {path} holds id {label_id}, expected one of the classes {classes} or void {void}; "
+                f"add {label_id} to `classes` with a name, or to `void` to ignore its pixels"
+            )
+        lookup[label_id] = table[label_id]
+    return lookup[labels]
+
+
+def check_size(
+    image: UInt8[np.ndarray, "height width 3"], label_shape: tuple[int, ...], *, paths: tuple[Path, Path]
+) -> None:
+    """Raises:
+    UserError: a picture and its label file differ in size.
+    """
+    height, width = image.shape[:2]
+    if label_shape[:2] != (height, width):
+        raise UserError(
+            f"picture {paths[0]} is {width} x {height} (its EXIF orientation applied), but {paths[1]} is "
+            f"{label_shape[1]} x {label_shape[0]}; a label needs one value per pixel: make the sizes equal"
+        )

@@ -1,0 +1,171 @@
+"""COCO JSON with its pictures: other people's objects, or a dataset that our own exporter wrote."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from datagen.coco_format import Annotation, Category, Picture, read_coco
+from datagen.datasets import BACKGROUND, AnnotatedImages, check_size, make_taxonomy, normal, select
+from datagen.files import read_image
+from datagen.packing import unpack_map
+from datagen.palette import palette
+from decoders.errors import UserError
+from decoders.labels import CATEGORY, AnnotatedImage, InstanceSet, Label, Taxonomy, semantic_map
+
+
+class Coco(AnnotatedImages):
+    """Objects (`instances`) and their union (`semantic`), in which smaller ones lie on top and crowds are void.
+
+    A dataset with PNG maps of its own (`images[i].semantic_file`, `depth_file`, ...) is read through these instead.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        annotations: str = "annotations/instances.json",
+        images: str = "images",
+        unmarked: Literal["background", "void"] = BACKGROUND,
+        colors: Mapping[str, tuple[int, int, int]] | None = None,
+        names: Sequence[str] | None = None,
+        first: int | None = None,
+        every: int = 1,
+    ) -> None:
+        """
+        Args:
+            unmarked: pixels outside all objects are a class "background", listed last unless there is one, or void;
+                a dataset with semantic PNGs has said so itself.
+
+        Raises:
+            UserError: the JSON or a picture is missing, or the JSON contradicts itself.
+        """
+        self._root = root.expanduser()
+        self._json = self._root / annotations
+        file = read_coco(self._json)
+        self._pictures = _by_name(file.images, self._json)
+        self.names = select(list(self._pictures), names=names, first=first, every=every, where=self._json)
+        self._files = {name: self._root / images / self._pictures[name].file_name for name in self.names}
+        if missing := [path for path in self._files.values() if not path.is_file()]:
+            raise UserError(
+                f"{len(missing)} of {len(self.names)} pictures are missing, first {missing[0]}; check `images`"
+            )
+        tasks = {task for picture in file.images for task in picture.maps} & file.info.keys()
+        has_maps = "semantic" in tasks
+        if len({category.id for category in file.categories}) != len(file.categories):
+            raise UserError(f"{self._json}: two categories share an id; give each its own")
+        self.taxonomy = (
+            _own_taxonomy(file.categories, colors, self._json)
+            if has_maps
+            else _taxonomy(file.categories, unmarked, colors)
+        )
+        semantic_ids = {name: semantic_id for semantic_id, name in enumerate(self.taxonomy.names, start=1)}
+        self._semantic_ids = {category.id: semantic_ids[category.name] for category in file.categories}
+        self._unmarked = 0 if has_maps or unmarked == "void" else semantic_ids[BACKGROUND]
+        self._has_objects = not has_maps or "instances" in file.info
+        self._maps = {task: file.map_info(task) for task in sorted(tasks)}
+        self._annotations: dict[int, list[Annotation]] = {}
+        for annotation in file.annotations:
+            if annotation.category_id not in self._semantic_ids:
+                raise UserError(
+                    f"{self._json}: annotation {annotation.id} has category id {annotation.category_id}, expected one "
+                    f"of {sorted(self._semantic_ids)}; add it to `categories` or remove the annotation"
+                )
+            self._annotations.setdefault(annotation.image_id, []).append(annotation)
+
+    def caption(self, name: str) -> str:
+        """What `images[i].caption` says of the picture; empty when it says nothing."""
+        return self._pictures[name].caption
+
+    def load(self, name: str) -> AnnotatedImage:
+        picture, path = self._pictures[name], self._files[name]
+        image = read_image(path)
+        check_size(image, (picture.height, picture.width), paths=(path, self._json))
+        labels: dict[str, Label] = {}
+        for task in sorted(self._maps.keys() & picture.maps.keys()):
+            about, map_path = self._maps[task], self._root / picture.maps[task]
+            steps = about.read(map_path)
+            check_size(image, steps.shape, paths=(path, map_path))
+            if about.unit == CATEGORY and steps.max() > len(self.taxonomy):
+                raise UserError(
+                    f"{map_path} holds semantic id {steps.max()}, expected 0..{len(self.taxonomy)}; write the "
+                    "dataset again, or complete `categories`"
+                )
+            labels[task] = unpack_map(steps, about.storage)
+        if self._has_objects:
+            labels["instances"] = self._instances(picture)
+        if "semantic" not in labels:
+            labels["semantic"] = semantic_map(self._paint(self._instances(picture)))
+        return AnnotatedImage(name=name, image=image, labels=labels)
+
+    def _instances(self, picture: Picture) -> InstanceSet:
+        annotations = self._annotations.get(picture.id, [])
+        try:
+            masks = [annotation.mask(height=picture.height, width=picture.width) for annotation in annotations]
+        except UserError as error:
+            raise UserError(f"{self._json}: {error}") from None
+        return InstanceSet(
+            masks=np.stack(masks) if masks else np.zeros((0, picture.height, picture.width), bool),
+            category_ids=np.array([self._semantic_ids[found.category_id] for found in annotations], np.int64),
+            scores=np.array([found.score for found in annotations], np.float32),
+            is_crowd=np.array([found.iscrowd for found in annotations], bool),
+        )
+
+    def _paint(self, objects: InstanceSet) -> UInt8[np.ndarray, "height width"]:
+        ids = np.full(objects.masks.shape[1:], self._unmarked, np.uint8)
+        ids[objects.masks[objects.is_crowd].any(axis=0)] = 0
+        areas = objects.masks.sum(axis=(1, 2))
+        for index in np.argsort(-areas, kind="stable"):
+            if not objects.is_crowd[index]:
+                ids[objects.masks[index]] = objects.category_ids[index]
+        return ids
+
+
+def _by_name(pictures: Sequence[Picture], json: Path) -> dict[str, Picture]:
+    found: dict[str, Picture] = {}
+    for picture in pictures:
+        other = found.setdefault(normal(picture.name), picture)
+        if other is not picture:
+            raise UserError(
+                f"{json}: pictures {other.file_name} and {picture.file_name} share the name {picture.name!r}, expected "
+                "names that differ; rename one"
+            )
+    return found
+
+
+def _taxonomy(
+    categories: Sequence[Category],
+    unmarked: Literal["background", "void"],
+    colors: Mapping[str, tuple[int, int, int]] | None,
+) -> Taxonomy:
+    """The user's categories in the order of their ids, and the background behind them."""
+    categories = sorted(categories, key=lambda category: category.id)
+    classes = {category.id: category.name for category in categories}
+    things = [category.name for category in categories if category.isthing and category.name != BACKGROUND]
+    if unmarked == BACKGROUND and BACKGROUND not in classes.values():
+        classes[max(classes, default=0) + 1] = BACKGROUND
+    return make_taxonomy(classes, things=things, colors=colors)
+
+
+def _own_taxonomy(
+    categories: Sequence[Category], colors: Mapping[str, tuple[int, int, int]] | None, json: Path
+) -> Taxonomy:
+    """The table of a dataset with semantic PNGs."""
+    given = dict(colors or {})
+    table = sorted(categories, key=lambda category: category.semantic_id or 0)
+    if [category.semantic_id for category in table] != list(range(1, len(table) + 1)):
+        raise UserError(
+            f"{json} names semantic PNGs, but its categories have semantic ids "
+            f"{[row.semantic_id for row in table]}, expected 1..{len(table)}; write the dataset again"
+        )
+    return Taxonomy(
+        names=tuple(row.name for row in table),
+        is_thing=tuple(bool(row.isthing) for row in table),
+        colors=tuple(
+            given.get(row.name) or row.color or color for row, color in zip(table, palette(len(table)), strict=True)
+        ),
+        category_ids=tuple(row.id for row in table),
+        phrases=tuple(row.phrase or row.name for row in table),
+    )

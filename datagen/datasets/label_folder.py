@@ -1,0 +1,90 @@
+"""Pictures beside label PNGs of the same name: CamVid, Cityscapes, most people's own data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from datagen.datasets import (
+    AnnotatedImages,
+    check_size,
+    list_images,
+    make_taxonomy,
+    select,
+    to_semantic_ids,
+)
+from datagen.files import read_image, read_label_png
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, semantic_map
+
+
+class LabelFolder(AnnotatedImages):
+    """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        classes: Mapping[int, str] | Sequence[str],
+        void: Sequence[int] = (),
+        images: str = "images",
+        labels: str = "labels",
+        depth: str | None = None,
+        depth_scale: float = 1 / 256,
+        image_ending: str = "",
+        label_ending: str = "",
+        depth_ending: str = "",
+        things: Sequence[str] = (),
+        colors: Mapping[str, tuple[int, int, int]] | None = None,
+        names: Sequence[str] | None = None,
+        first: int | None = None,
+        every: int = 1,
+    ) -> None:
+        """
+        Args:
+            classes: names by label id; of a list, the position is the id, from 0.
+            void: label ids of pixels that nobody knows; losses and metrics skip them.
+            depth_scale: metres per step of the depth PNGs, in which 0 means unknown.
+            image_ending, label_ending, depth_ending: what a stem has after the name, as `_gtFine_labelIds`.
+            things: names of the classes that can be counted.
+
+        Raises:
+            UserError: a folder is missing, a picture has no label, or classes and void contradict each other.
+        """
+        root = root.expanduser()
+        table = dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
+        if both := sorted(table.keys() & set(void)):
+            raise UserError(f"label ids {both} are named in `classes` and in `void`; take them out of one")
+        self.taxonomy = make_taxonomy(table, things=things, colors=colors)
+        self._table = {label_id: semantic_id for semantic_id, label_id in enumerate(table, start=1)}
+        self._table |= dict.fromkeys(void, 0)
+        self._images = list_images(root / images, what="pictures", ending=image_ending)
+        self.names = select(list(self._images), names=names, first=first, every=every, where=root / images)
+        self._labels = self._partners(root / labels, what="labels", ending=label_ending)
+        self._depths = None if depth is None else self._partners(root / depth, what="depths", ending=depth_ending)
+        self._depth_scale = depth_scale
+
+    def _partners(self, folder: Path, *, what: str, ending: str) -> dict[str, Path]:
+        found = list_images(folder, what=what, ending=ending)
+        if missing := [name for name in self.names if name not in found]:
+            raise UserError(
+                f"{len(missing)} of {len(self.names)} pictures have no file among the {what} in {folder}, first "
+                f"{self._images[missing[0]].name}, expected {missing[0]}{ending}.png; add it, or list others in `names`"
+            )
+        return found
+
+    def load(self, name: str) -> AnnotatedImage:
+        path, label_path = self._images[name], self._labels[name]
+        image = read_image(path)
+        label_ids = read_label_png(label_path)
+        check_size(image, label_ids.shape, paths=(path, label_path))
+        labels: dict[str, Label] = {"semantic": semantic_map(to_semantic_ids(label_ids, self._table, path=label_path))}
+        if self._depths is not None:
+            labels["depth"] = self._depth(image, path, self._depths[name])
+        return AnnotatedImage(name=name, image=image, labels=labels)
+
+    def _depth(self, image: UInt8[np.ndarray, "height width 3"], path: Path, depth_path: Path) -> DenseMap:
+        steps = read_label_png(depth_path)
+        check_size(image, steps.shape, paths=(path, depth_path))
+        return metric_depth((steps * np.float64(self._depth_scale)).astype(np.float32))

@@ -1,0 +1,120 @@
+"""What COCO's JSON says of one picture, without ids: those are given when all pictures are known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from datagen.instances import Rle, components, encode_mask, mask_area, mask_box, to_entries
+from datagen.packing import INVALID, check_task_name
+from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Taxonomy
+
+GIVEN = "given with the pictures"
+COMPONENTS = "connected components of the semantic map"
+_FOLDERS = frozenset({"images", "annotations", "parts"})
+_INFO_KEYS = frozenset({"instances", "settings_digest"})
+
+
+def check_labels(labels: LabelSet, taxonomy: Taxonomy, *, size: tuple[int, int], name: str) -> None:
+    """Raises:
+    ValueError: a label has another size than the picture, names an unknown class, or there are two of a kind.
+    """
+    for task, label in labels.items():
+        is_map = isinstance(label, DenseMap)
+        check_task_name(task, taken=_FOLDERS | _INFO_KEYS if is_map else _FOLDERS)
+        found = label.valid.shape if is_map else label.masks.shape[1:]
+        if found != size:
+            raise ValueError(f"picture {name} has (height, width) {size}, but its {task} label has {found}")
+        if is_map and label.storage.unit != CATEGORY:
+            continue
+        ids = label.values[label.valid] if is_map else label.category_ids
+        if ids.size and not 1 <= ids.min() <= ids.max() <= len(taxonomy):
+            raise ValueError(
+                f"picture {name}: {task} holds semantic ids {ids.min():g}..{ids.max():g}, expected 1..{len(taxonomy)}"
+            )
+    if sum(isinstance(label, InstanceSet) for label in labels.values()) > 1:
+        raise ValueError(f"picture {name} has more than one set of objects among {sorted(labels)}; COCO holds one")
+    if sum(isinstance(label, DenseMap) and label.storage.unit == CATEGORY for label in labels.values()) > 1:
+        raise ValueError(f"picture {name} has more than one map of classes among {sorted(labels)}; COCO holds one")
+
+
+def objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """One entry per object that has a pixel, and where the objects come from, if there can be any."""
+    given = [label for label in labels.values() if isinstance(label, InstanceSet)]
+    semantic = _categorical(labels)
+    if given:
+        instances, source = given[0], GIVEN
+    elif semantic is not None:
+        instances, source = components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS
+    else:
+        return [], []
+    entries: list[dict[str, Any]] = []
+    for found in to_entries(instances):
+        entry = _entry(found["segmentation"], found["category"], found["score"], taxonomy, crowd=found["crowd"])
+        if "keypoints_px" in found:
+            entry["keypoints"] = [value for point in found["keypoints_px"] for value in point]
+            entry["num_keypoints"] = sum(point[2] > 0 for point in found["keypoints_px"])
+        if entry["area"]:
+            entries.append(entry)
+    return entries, [source]
+
+
+def stuff(labels: LabelSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """One entry per stuff class that occurs in the categorical map."""
+    semantic = _categorical(labels)
+    if semantic is None:
+        return []
+    ids = np.where(semantic.valid, semantic.values[..., 0], 0)
+    entries: list[dict[str, Any]] = []
+    for semantic_id in (int(value) for value in np.unique(ids) if value):
+        if not taxonomy.is_thing[semantic_id - 1]:
+            mask = ids == semantic_id
+            score = round(float(semantic.confidence[mask].mean(dtype=np.float64)), 6)
+            entries.append(_entry(encode_mask(mask), semantic_id, score, taxonomy, crowd=False))
+    return entries
+
+
+def describe(label: DenseMap) -> Mapping[str, Any]:
+    """How to read a map's PNGs: physical value = (pixel - offset) x scale, except where the pixel is `invalid`."""
+    storage = label.storage
+    return {
+        "unit": storage.unit,
+        "scale": storage.quantum,
+        "offset": storage.offset,
+        "dtype": storage.dtype,
+        "channels": label.values.shape[2],
+        "invalid": INVALID,
+    }
+
+
+def categories(taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """All classes, in both files: the table of the semantic PNGs too."""
+    rows = zip(taxonomy.category_ids, taxonomy.names, taxonomy.is_thing, taxonomy.colors, taxonomy.phrases, strict=True)
+    return [
+        {
+            "id": category_id,
+            "name": name,
+            "supercategory": "thing" if is_thing else "stuff",
+            "isthing": int(is_thing),
+            "color": list(color),
+            "phrase": phrase,
+            "semantic_id": semantic_id,
+        }
+        for semantic_id, (category_id, name, is_thing, color, phrase) in enumerate(rows, start=1)
+    ]
+
+
+def _categorical(labels: LabelSet) -> DenseMap | None:
+    maps = (label for label in labels.values() if isinstance(label, DenseMap) and label.storage.unit == CATEGORY)
+    return next(maps, None)
+
+
+def _entry(rle: Rle, semantic_id: int, score: float, taxonomy: Taxonomy, *, crowd: bool) -> dict[str, Any]:
+    return {
+        "segmentation": rle,
+        "category_id": taxonomy.category_ids[semantic_id - 1],
+        "area": mask_area(rle),
+        "bbox": mask_box(rle),
+        "iscrowd": int(crowd),
+        "score": score,
+    }

@@ -1,0 +1,274 @@
+"""The verb `fit`: from a plan to a saved reader, and what it is worth on pictures that it never saw."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
+
+from annotated_types import Ge
+from pydantic import PlainSerializer, PlainValidator
+from rich.console import Console
+
+from datagen.datasets import AnnotatedImages
+from datagen.files import json_bytes, read_json, write_json
+from datagen.meter import Counted, meter
+from datagen.model import Model, ModelSettings
+from datagen.plugins import Part, choose_part, settings_model
+from datagen.readers import open_reader
+from datagen.settings import Settings, check, nearest, read_settings
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, DenseMap, Taxonomy
+from decoders.manifest import MANIFEST_FILE
+from decoders.settings import DecoderSettings, FitSettings, ReadSettings
+
+if TYPE_CHECKING:
+    import decoders.reader
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Task -> named figures."""
+
+_Choice = TypeVar("_Choice")
+_FIT_FILE = "fit.json"
+_VALIDATION_FILE = "validation.json"
+
+
+def _choices(kind: type[_Choice], at: str, values: Any) -> _Choice:
+    """A settings dataclass of `decoders`, its keys and types checked like those of a plan."""
+    if not isinstance(values, dict):
+        raise UserError(f"{at}: found {values!r}, expected keys and values, one a line")
+    nested = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
+    inner = {name: _choices(cast(Any, nested[name]), f"{at}.{name}", values[name]) for name in nested if name in values}
+    outer = {name: value for name, value in values.items() if name not in nested}
+    checked = check(settings_model(kind, given=tuple(nested)), outer, at=at, extra_keys=list(nested))
+    return kind(**{name: getattr(checked, name) for name in checked.model_fields_set}, **inner)
+
+
+def _as_json(values: Any) -> Any:
+    return None if values is None else asdict(values)
+
+
+def _dataset(at: str, values: Any) -> Part | None:
+    return None if values is None and at == "validation" else choose_part("datasets", values, at=at)
+
+
+class PerceiverSettings(Settings):
+    """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
+
+    timestep: Annotated[int, Ge(0)] = 50
+    noise_seed: Annotated[int, Ge(0)] = 0
+    layers: tuple[str, ...] = ("mid", "up")
+    attention: bool = True
+    keep_loras: bool = False
+    phrases: Mapping[str, str] = {}
+    """What the text encoder is asked for, by class name; the name itself when left out."""
+
+
+class FitPlan(Settings):
+    """A plan of the verb `fit`. Paths in it are relative to the current folder, not to the plan's file."""
+
+    reader: Path
+    """Folder of the finished reader."""
+    model: ModelSettings
+    perceiver: PerceiverSettings = PerceiverSettings()
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Task name -> options: what the reader learns to say."""
+    decoder: Annotated[
+        DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(_as_json)
+    ] = DecoderSettings()
+    fit: Annotated[FitSettings, PlainValidator(partial(_choices, FitSettings, "fit")), PlainSerializer(_as_json)] = (
+        FitSettings()
+    )
+    reading: Annotated[
+        ReadSettings | None, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(_as_json)
+    ] = None
+    """How the reader looks at pictures; at the scale it was fitted at when left out."""
+    data: Annotated[Part, PlainValidator(partial(_dataset, "data"))]
+    """The few annotated pictures."""
+    validation: Annotated[Part | None, PlainValidator(partial(_dataset, "validation"))] = None
+    """Others, to measure the reader on. What it leaves out is as in `data`, unless it is of another kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSummary:
+    """What came of a fit."""
+
+    reader: Path
+    was_there: bool
+    """The reader had been fitted by an equal plan before, and was kept."""
+    pictures: int
+    """Measured on so many."""
+    scores: Scores
+    """Empty without a validation set."""
+
+    def __str__(self) -> str:
+        lines = [f"reader: {self.reader}" + (" (fitted before, kept)" if self.was_there else "")]
+        for task, figures in self.scores.items():
+            lines.append(f"{task}, on {self.pictures} pictures it never saw:")
+            lines += [f"  {name:32}{value:8.3f}" for name, value in figures.items()]
+        return "\n".join(lines)
+
+
+def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
+    """Read and check a plan, with overrides such as `data.root=photos` applied; no file of the data is looked at.
+
+    Raises:
+        UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
+    """
+    values = read_settings(path, overrides)
+    data, validation = values.get("data"), values.get("validation")
+    if (
+        isinstance(data, dict)
+        and isinstance(validation, dict)
+        and validation.get("kind", data.get("kind")) == data.get("kind")
+    ):
+        values["validation"] = data | validation
+    return check(FitPlan, values)
+
+
+def fit_from_plan(
+    plan: Path, to: Path | None = None, overrides: Iterable[str] = (), console: Console | None = None
+) -> FitSummary:
+    """Fit a reader, save it, and measure it if the plan has a validation set; an equal one is kept and only measured.
+
+    Args:
+        plan: YAML file.
+        to: reader folder; the plan's own when None.
+        overrides: as `key.sub=value`.
+        console: where progress is told; stderr when None.
+
+    Raises:
+        UserError: a mistake in the plan or the data, or the folder holds something else. Nothing is overwritten.
+    """
+    checked = load_fit_plan(plan, overrides)
+    folder = to or checked.reader
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    data: AnnotatedImages = checked.data.build()
+    taxonomy = _with_phrases(data.taxonomy, checked.perceiver.phrases)
+    validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None
+    _check_validation(data, validation)
+    model = Model(checked.model.reference())
+    identity = _identity(checked, model, data)
+    was_there = _is_there(folder, identity)
+    if was_there:
+        reader = open_reader(folder) if validation else None
+    else:
+        write_json(folder / _FIT_FILE, identity)
+        reader = _fit(checked, model, data, taxonomy, folder, console)
+    scores: Scores = {}
+    if reader is not None and validation is not None:
+        with meter("measure", console=console) as tick:
+            scores = reader.evaluate(Counted(validation, tick))
+        write_json(folder / _VALIDATION_FILE, scores)
+    return FitSummary(reader=folder, was_there=was_there, pictures=len(validation or ()), scores=scores)
+
+
+def _fit(
+    plan: FitPlan, model: Model, data: AnnotatedImages, taxonomy: Taxonomy, folder: Path, console: Console
+) -> "decoders.reader.Reader":
+    from decoders.cache import FitProgress
+    from decoders.perceivers.unet import UnetPerceiver
+    from decoders.reader import fit_reader
+    from decoders.tasks import find_task
+
+    for task in plan.tasks:
+        find_task(task)
+    settings = plan.perceiver.model_dump(exclude={"phrases"})
+    perceiver = UnetPerceiver(model.checkpoint, phrases=taxonomy.phrases, **settings)
+    with meter("views", console=console) as seen, meter("fit", console=console) as fitted:
+
+        def tell(progress: FitProgress) -> None:
+            if progress.message:
+                console.print(progress.message, markup=False)
+            (seen if progress.stage == "perceive" else fitted)(progress.done, progress.total)
+
+        reader = fit_reader(
+            perceiver,
+            data,
+            taxonomy,
+            tasks=plan.tasks,
+            settings=plan.fit,
+            decoder=plan.decoder,
+            reading=plan.reading,
+            on_progress=tell,
+        )
+    # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
+    dtype = str(model.checkpoint.dtype).removeprefix("torch.")
+    reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
+    return reader
+
+
+def _with_phrases(taxonomy: Taxonomy, phrases: Mapping[str, str]) -> Taxonomy:
+    for name in phrases:
+        if name not in taxonomy.names:
+            raise UserError(
+                f"perceiver.phrases: {name!r} is no class{nearest(name, taxonomy.names) or ';'} "
+                f"classes: {', '.join(taxonomy.names)}"
+            )
+    return replace(taxonomy, phrases=tuple(phrases.get(name, name) for name in taxonomy.names))
+
+
+def _check_validation(data: AnnotatedImages, validation: AnnotatedImages | None) -> None:
+    if validation is not None and validation.taxonomy.names != data.taxonomy.names:
+        raise UserError(
+            f"validation has the classes {list(validation.taxonomy.names)}, expected those of data in the same order: "
+            f"{list(data.taxonomy.names)}; give both the same classes"
+        )
+
+
+def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, Any]:
+    """All that decides a reader, as JSON values: the contents of files instead of their paths."""
+    sections = plan.model_dump(mode="json", include={"perceiver", "tasks", "decoder", "fit", "reading"})
+    return sections | {
+        "model": {"digest": model.digest, "dtype": plan.model.dtype},
+        "data": {"classes": list(data.taxonomy.names), "pictures": len(data), "digest": _data_digest(data)},
+    }
+
+
+def _data_digest(data: AnnotatedImages) -> str:
+    """A data set's own `digest`, or one over all its pictures and labels."""
+    own = getattr(data, "digest", None)
+    if own is not None:
+        return own
+    total = hashlib.sha256(json_bytes(asdict(data.taxonomy)))
+    for picture in data:
+        for content in _contents(picture):
+            total.update(content)
+    return total.hexdigest()
+
+
+def _contents(picture: AnnotatedImage) -> Iterator[bytes]:
+    yield f"{picture.name} {picture.image.shape}".encode()
+    yield picture.image.tobytes()
+    for name, label in sorted(picture.labels.items()):
+        yield name.encode()
+        if isinstance(label, DenseMap):
+            yield from (plane.tobytes() for plane in (label.values, label.valid, label.confidence))
+        else:
+            yield from (column.tobytes() for column in (label.masks, label.category_ids, label.is_crowd))
+
+
+def _is_there(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the reader that the plan would make.
+
+    Raises:
+        UserError: it holds another one, or something else.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        others = [path.name for path in folder.glob("*") if path.name != _FIT_FILE and not path.name.startswith(".")]
+        if others:
+            raise UserError(
+                f"{folder} holds {sorted(others)[0]} and other things, but no reader; choose another folder with --to"
+            )
+        return False
+    if not (folder / _FIT_FILE).exists():
+        raise UserError(f"{folder} holds a reader that no plan made; choose another folder with --to")
+    found = read_json(folder / _FIT_FILE)
+    if found == identity:
+        return True
+    differing = sorted(key for key in identity if not isinstance(found, dict) or found.get(key) != identity[key])
+    raise UserError(
+        f"{folder} holds a reader fitted by another plan, which differs in: {', '.join(differing)}. It is not "
+        "overwritten: choose another folder with --to, or remove that one"
+    )

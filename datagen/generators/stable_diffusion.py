@@ -1,0 +1,111 @@
+"""Pictures from Stable Diffusion 1.x, 2.x or XL, whichever the plan's model is: the pipeline itself knows."""
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+from jaxtyping import UInt8
+
+from datagen.model import Model
+from datagen.records import Recipe
+from decoders.errors import UserError
+
+Scheduler = Literal["ddim", "ddpm", "dpm_solver", "euler", "euler_ancestral", "heun", "unipc"]
+
+_CLASSES: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm_solver": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+_PIPELINE_MULTIPLE = 8
+"""What the pipelines of diffusers ask of a size, whatever their VAE."""
+
+
+class StableDiffusion:
+    """Calls the checkpoint's own pipeline, with a stream of noise for each recipe, drawn on the CPU.
+
+    So the noise is the same on every device, and a picture does not depend on its neighbours in a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: Annotated[int, Ge(1), Le(1000)] = 25,
+        guidance: Annotated[float, Ge(0)] = 7.5,
+        guidance_rescale: Annotated[float, Ge(0), Le(1)] = 0.0,
+        height: Annotated[int, Ge(1)] | None = None,
+        width: Annotated[int, Ge(1)] | None = None,
+        scheduler: Scheduler | None = None,
+        model: Model,
+    ) -> None:
+        """Args:
+        guidance: classifier-free guidance (arXiv 2207.12598) as diffusers counts it: 1 or less switches it off.
+        guidance_rescale: share of the correction for over-exposure under v-prediction (arXiv 2305.08891, section 3.4).
+        height, width: in pixels; those the model was made for when left out.
+        scheduler: another sampler, with the noise schedule of the checkpoint's own; that one itself when left out.
+        """
+        self._steps = steps
+        self._guidance = guidance
+        self._guidance_rescale = guidance_rescale
+        self._size = {"height": height, "width": width}
+        self._scheduler = scheduler
+        self._model = model
+
+    def render(self, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Draw one picture for each recipe.
+
+        Raises:
+            UserError: the size does not fit the model, or the model gives numbers that are no colours.
+        """
+        import torch  # here, not above: checking a plan and going past finished shards must not wait for it
+
+        negative = [recipe.negative_prompt for recipe in recipes]
+        pictures = self._pipeline(
+            prompt=[recipe.prompt for recipe in recipes],
+            # XL takes "no negative prompt" as zeros, which is not the same as an empty one.
+            negative_prompt=negative if any(negative) else None,
+            generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes],
+            num_inference_steps=self._steps,
+            guidance_scale=self._guidance,
+            guidance_rescale=self._guidance_rescale,
+            output_type="np",
+            **self._size,
+        ).images
+        if not np.isfinite(pictures).all():
+            dtype = str(self._model.checkpoint.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the model draws pixels that are no numbers (NaN) in {dtype}, expected colours; its activations "
+                "overflow: set model.dtype to bfloat16 or float32"
+            )
+        return np.rint(pictures * 255).astype(np.uint8)
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        """A shallow copy of the checkpoint's with a scheduler of its own, as schedulers remember where they are."""
+        checkpoint = self._model.checkpoint
+        self._check_size(math.lcm(checkpoint.vae_scale_factor, _PIPELINE_MULTIPLE))
+        pipeline = copy.copy(checkpoint.pipeline)
+        found = pipeline.scheduler
+        scheduler_class: Any = type(found)
+        if self._scheduler:
+            import diffusers
+
+            scheduler_class = getattr(diffusers, _CLASSES[self._scheduler])
+        pipeline.register_modules(scheduler=scheduler_class.from_config(found.config))
+        return pipeline
+
+    def _check_size(self, multiple: int) -> None:
+        for name, pixels in self._size.items():
+            if pixels is not None and pixels % multiple:
+                near = max(multiple, round(pixels / multiple) * multiple)
+                raise UserError(
+                    f"generator.{name} is {pixels}, expected a multiple of {multiple} for this model; take {near}"
+                )

@@ -1,0 +1,164 @@
+"""The verb `label`: a folder of pictures becomes a labelled COCO dataset."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from datagen.datasets import list_images
+from datagen.exporters.coco import CocoWriter
+from datagen.files import read_image
+from datagen.interruption import stop_signals
+from datagen.meter import Tick, meter
+from datagen.readers import model_of, open_reader
+from decoders.errors import UserError
+from decoders.manifest import ReaderManifest
+
+if TYPE_CHECKING:
+    import decoders.reader
+
+Size = tuple[int, int]
+_LISTED = 20
+"""Unreadable files named in a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSummary:
+    """What came of labelling a folder."""
+
+    folder: Path
+    labelled: int
+    """Pictures in the dataset that are in the folder."""
+    were_there: int
+    """Of these, labelled by an earlier call."""
+    skipped: Mapping[str, str]
+    """Unreadable pictures by file, with what is wrong."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.labelled} labelled pictures ({self.were_there} from before) in {self.folder}"]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} pictures could not be read and were skipped:")
+        return "\n".join([*lines, *_list(self.skipped)])
+
+
+def label(
+    reader: Path,
+    images: Path,
+    *,
+    to: Path,
+    batch_size: int | None = None,
+    skip_unreadable: bool = False,
+    model: str | None = None,
+    console: Console | None = None,
+) -> LabelSummary:
+    """Label the pictures of a folder and its subfolders, each at its own size; run again, it goes on where it was.
+
+    Picture files are copied unchanged. All are opened before the first is labelled, so that a damaged one is told at
+    the beginning and not after hours.
+
+    Args:
+        reader: folder written by `datagen fit`.
+        batch_size: pictures of equal size per pass of the model; the reader's own when None. A dataset keeps to one,
+            since another number may change the last digits.
+        skip_unreadable: leave out pictures that cannot be decoded, instead of stopping.
+        model: where the reader's model lies now; where the reader says when None.
+        console: where progress is told; stderr when None.
+
+    Raises:
+        UserError: no picture there, one that cannot be read, or two of one name; the reader or its model is missing or
+            another one; `to` holds something else.
+        KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
+    """
+    manifest = ReaderManifest.read(reader)
+    model_of(reader, manifest, source=model)
+    files = list(_list_pictures(images, to).values())
+    batch_size = batch_size or manifest.reading.batch_size
+    info = {
+        "description": "Pictures labelled by a reader of a diffusion model's activations",
+        "reader": manifest.weights_sha256,
+        "model": manifest.spec.model_digest,
+        "batch_size": batch_size,
+    }
+    writer = CocoWriter(to, manifest.taxonomy, info=info)
+    todo = [path for path in files if not writer.has(path.name)]
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    with meter("check", console=console) as tick:
+        sizes, damaged = _open_all(todo, tick)
+    if damaged and not skip_unreadable:
+        listed = "\n".join(_list(damaged))
+        raise UserError(
+            f"{len(damaged)} of {len(files)} pictures in {images} cannot be read:\n{listed}\n"
+            "replace or remove them, or leave them out with --skip-unreadable; the others were not labelled yet"
+        )
+    if len(damaged) == len(files):
+        raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
+    if sizes:
+        with meter("label", console=console) as tick:
+            _label(open_reader(reader, model=model, batch_size=batch_size), sizes, writer, batch_size, tick, console)
+    writer.finish()
+    return LabelSummary(
+        folder=to,
+        labelled=len(files) - len(damaged),
+        were_there=len(files) - len(todo),
+        skipped={str(path): fault for path, fault in damaged.items()},
+    )
+
+
+def _label(
+    reader: "decoders.reader.Reader",
+    sizes: Mapping[Path, Size],
+    writer: CocoWriter,
+    batch_size: int,
+    tick: Tick,
+    console: Console,
+) -> None:
+    done = 0
+    with stop_signals(lambda: console.print("stopping after this batch; once more to stop at once")) as stopped:
+        for batch in _batches(sizes, batch_size):
+            for path, labels in zip(batch, reader.read([read_image(path) for path in batch]), strict=True):
+                writer.add(path.name, path.read_bytes(), labels)
+            done += len(batch)
+            tick(done, len(sizes))
+            if stopped() and done < len(sizes):
+                raise KeyboardInterrupt
+
+
+def _list_pictures(images: Path, to: Path) -> Mapping[str, Path]:
+    inner, outer = to.resolve(), images.resolve()
+    if inner == outer or outer in inner.parents:
+        raise UserError(f"--to {to} lies within the folder of pictures {images}; choose a folder outside of it")
+    found = list_images(images, what="pictures")
+    if not found:
+        raise UserError(f"{images} holds no picture (.png, .jpg, .webp, .bmp, .tif); check the path")
+    return found
+
+
+def _open_all(paths: Sequence[Path], tick: Tick) -> tuple[dict[Path, Size], dict[Path, str]]:
+    """(height, width) of those that decode whole, and what is wrong with the others."""
+    sizes: dict[Path, Size] = {}
+    damaged: dict[Path, str] = {}
+    for done, path in enumerate(paths, start=1):
+        try:
+            height, width = read_image(path).shape[:2]
+            sizes[path] = (height, width)
+        except UserError as error:
+            damaged[path] = str(error)
+        tick(done, len(paths))
+    return sizes, damaged
+
+
+def _batches(sizes: Mapping[Path, Size], batch_size: int) -> Iterator[list[Path]]:
+    """Pictures of one size together, so that few passes of the model are filled up with copies."""
+    for _, group in groupby(sorted(sizes, key=lambda path: (sizes[path], path)), key=sizes.__getitem__):
+        members = list(group)
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size]
+
+
+def _list(damaged: Mapping[str, str] | Mapping[Path, str]) -> list[str]:
+    faults = [f"  {fault}" for fault in damaged.values()]
+    rest = len(faults) - _LISTED
+    return [*faults[:_LISTED], f"  ... and {rest} more"] if rest > 0 else faults

@@ -1,0 +1,52 @@
+"""Who makes which shard. Shards need nothing of each other, so that is all a launcher has to say."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """One process among `world` that share a run."""
+
+    @property
+    def rank(self) -> int:
+        """0..world-1; rank 0 alone writes what there is once: plan, reader, exports."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The torch device of this process, such as `cpu` or `cuda:1`."""
+        ...
+
+    def assigned(self, shards: Iterable[int]) -> Iterator[int]:
+        """Those of the shards 0, 1, 2, ... that this process makes."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group; nothing may be asked of it afterwards."""
+        ...
+
+
+def launched_in_group() -> bool:
+    """Whether `accelerate launch` (or torchrun) started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def from_environment() -> Launcher:
+    """The launcher that this process was started by.
+
+    Raises:
+        UserError: processes that were meant to work together do not know of each other.
+    """
+    if launched_in_group():
+        from datagen.launchers.accelerate import Accelerate
+
+        return Accelerate()
+    from datagen.launchers.local import Local
+
+    return Local()

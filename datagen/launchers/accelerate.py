@@ -1,0 +1,53 @@
+"""Several processes or machines, started by `accelerate launch`: shard k goes to rank k modulo world size."""
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from itertools import islice
+
+import torch
+from accelerate import PartialState
+
+from decoders.errors import UserError
+
+_PATIENCE = timedelta(days=7)
+"""How long a barrier waits: as long as fitting a reader or making a shard may take, not the usual half hour."""
+
+_ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Accelerate:
+    """The process group that the environment describes.
+
+    Raises:
+        UserError: the environment speaks of several processes, but this one knows of no other.
+    """
+
+    def __init__(self) -> None:
+        if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
+            raise _no_group(f"but not {' and '.join(missing)}")
+        # Without `cpu=True`, two processes on a machine without CUDA each take themselves for rank 0 of 1.
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        self.world = self._state.num_processes
+        self.rank = self._state.process_index
+        self.device = str(self._state.device)
+        if str(self.world) != os.environ["WORLD_SIZE"]:
+            raise _no_group(f"but this process found a group of {self.world}")
+
+    def assigned(self, shards: Iterable[int]) -> Iterator[int]:
+        return islice(iter(shards), self.rank, None, self.world)
+
+    def barrier(self) -> None:
+        self._state.wait_for_everyone()
+
+    def close(self) -> None:
+        self._state.destroy_process_group()
+
+
+def _no_group(found: str) -> UserError:
+    size = os.environ["WORLD_SIZE"]
+    return UserError(
+        f"the environment says WORLD_SIZE={size}, {found}: no group of processes can form, and each would make every "
+        f"shard. Start them, on a CPU too, with `accelerate launch --multi_gpu --num_processes {size} -m datagen "
+        "generate PLAN`, or unset WORLD_SIZE"
+    )

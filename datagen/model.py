@@ -1,0 +1,67 @@
+"""The checkpoint that a plan names: identified at once, loaded when it is first needed, and then in memory once."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from datagen.settings import Settings
+from decoders.references import LoraReference, ModelReference, Precision, digest, locate_model
+
+if TYPE_CHECKING:
+    import decoders.checkpoint
+
+
+class LoraSettings(Settings):
+    """One entry of `loras:`; fields as `LoraReference`."""
+
+    source: str
+    weight: float = 1.0
+
+
+class ModelSettings(Settings):
+    """`model:` of a plan; fields as `ModelReference`."""
+
+    source: str
+    revision: str | None = None
+    loras: tuple[LoraSettings, ...] = ()
+    dtype: Precision = "auto"
+
+    def reference(self) -> ModelReference:
+        return ModelReference(
+            source=self.source,
+            revision=self.revision,
+            loras=tuple(LoraReference(source=lora.source, weight=lora.weight) for lora in self.loras),
+            dtype=self.dtype,
+        )
+
+
+class Model:
+    """What generators and labellers are given, so that both borrow one checkpoint.
+
+    Errors as `load_checkpoint`; those about files come when `digest` or `checkpoint` is first read.
+    """
+
+    def __init__(self, reference: ModelReference, *, device: str | Callable[[], str] | None = None) -> None:
+        """`device` may be a question, asked when the weights load; None takes the GPU where there is one."""
+        self.reference = reference
+        self._device = device
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of all its files, from the files themselves: no weight is loaded for it."""
+        return digest(locate_model(self.reference), self.reference.loras)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """Identity without the LoRA files: what a reader was fitted on."""
+        return digest(locate_model(self.reference))
+
+    @cached_property
+    def checkpoint(self) -> "decoders.checkpoint.Checkpoint":
+        from decoders.checkpoint import load_checkpoint  # torch and diffusers: seconds that a finished run never pays
+
+        return load_checkpoint(self.reference, self._device() if callable(self._device) else self._device)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the bytes of a run: not where the files lie, but what is in them."""
+        return {"digest": self.digest, "dtype": self.reference.dtype}

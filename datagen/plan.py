@@ -1,0 +1,141 @@
+"""From a plan's file to finished parts, with every check that needs no picture."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from pydantic import Field, PlainSerializer, PlainValidator
+
+from datagen.exporters import Exporter
+from datagen.filters import Filter
+from datagen.generators import Generator
+from datagen.labellers import Labeller
+from datagen.model import Model, ModelSettings
+from datagen.plugins import Group, Part, choose_part
+from datagen.settings import Settings, check, read_settings
+from datagen.sources import Source
+from decoders.errors import UserError
+
+
+def _one(group: Group, at: str, values: Any) -> Part:
+    return choose_part(group, values, at=at)
+
+
+def _several(group: Group, at: str, values: Any) -> tuple[Part, ...]:
+    if not isinstance(values, list):
+        raise UserError(f"{at}: found {values!r}, expected a list, each entry with `kind:` and its settings")
+    return tuple(choose_part(group, value, at=f"{at}.{index}") for index, value in enumerate(values))
+
+
+def _to_json(parts: Part | tuple[Part, ...]) -> Any:
+    return [part.to_json() for part in parts] if isinstance(parts, tuple) else parts.to_json()
+
+
+_AS_JSON = PlainSerializer(_to_json)
+
+
+class GeneratePlan(Settings):
+    """A plan of the verb `generate`. Paths in it are relative to the current folder, not to the plan's file."""
+
+    run: Path
+    """Where everything goes."""
+    target: Annotated[int, Ge(1)]
+    """Accepted samples wanted: the dataset is the first so many in id order."""
+    seed: Annotated[int, Ge(0)] = 0
+    shard_size: Annotated[int, Ge(1)] = 64
+    """Samples made, accepted or not, between two commits."""
+    batch_size: Annotated[int, Ge(1)] = 8
+    threads: Annotated[int, Ge(1)] = 1
+    """CPU threads of each process. Like the batch size it decides the last digits of a picture."""
+    minimum_yield: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Give up when a smaller share is accepted ..."""
+    yield_after: Annotated[int, Ge(1)] = 200
+    """... of at least so many samples."""
+    model: ModelSettings | None = None
+    """May be left out where no part asks for a model."""
+    source: Annotated[Part, PlainValidator(partial(_one, "sources", "source")), _AS_JSON]
+    generator: Annotated[Part, PlainValidator(partial(_one, "generators", "generator")), _AS_JSON]
+    labeller: Annotated[Part, PlainValidator(partial(_one, "labellers", "labeller")), _AS_JSON]
+    filters: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "filters", "filters")), _AS_JSON] = ()
+    exports: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "exporters", "exports")), _AS_JSON] = Field(
+        default_factory=lambda: _several("exporters", "exports", ["coco"])
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a plan's parts are built into."""
+
+    model: Model | None
+    source: Source
+    generator: Generator
+    labeller: Labeller
+    filters: tuple[Filter, ...]
+    exporters: dict[str, Exporter]
+    """By kind, which is also the folder in `exports/`."""
+
+
+def load_plan(path: Path, overrides: Iterable[str] = ()) -> GeneratePlan:
+    """Read and check a plan, with overrides such as `generator.steps=10` or `filters.0.minimum=0.5` applied.
+
+    Raises:
+        UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
+    """
+    plan = check(GeneratePlan, read_settings(path, overrides))
+    times = Counter(part.kind for part in plan.exports)
+    if doubled := sorted(kind for kind in times if times[kind] > 1):
+        raise UserError(
+            f"exports: {doubled[0]} is given {times[doubled[0]]} times; keep one, `datagen export` writes others"
+        )
+    return plan
+
+
+def build_parts(plan: GeneratePlan, device: Callable[[], str] | None = None) -> Parts:
+    """Construct the parts; small files are read, but no weights, so that this is quick for a finished run.
+
+    Raises:
+        UserError: from a part's own checks, with its place in the plan put in front.
+    """
+    model = Model(plan.model.reference(), device=device) if plan.model else None
+    given: dict[str, Any] = {"seed": plan.seed} | ({"model": model} if model else {})
+    labeller: Labeller = plan.labeller.build(**given)
+    given["taxonomy"] = labeller.taxonomy
+    return Parts(
+        model=model,
+        source=plan.source.build(**given),
+        generator=plan.generator.build(**given),
+        labeller=labeller,
+        filters=tuple(part.build(**given) for part in plan.filters),
+        exporters={part.kind: part.build(**given) for part in plan.exports},
+    )
+
+
+def identity(plan: GeneratePlan, parts: Parts) -> dict[str, Any]:
+    """All that decides the bytes of the shards, as JSON values: contents of files instead of their paths.
+
+    Left out: how many samples are wanted, where they go, and in which formats they are exported.
+    """
+    return {
+        "seed": plan.seed,
+        "shard_size": plan.shard_size,
+        "batch_size": plan.batch_size,
+        "threads": plan.threads,
+        "model": parts.model.identity() if parts.model else None,
+        "source": _part_identity(plan.source, parts.source),
+        "generator": _part_identity(plan.generator, parts.generator),
+        "labeller": _part_identity(plan.labeller, parts.labeller),
+        "filters": [_part_identity(*pair) for pair in zip(plan.filters, parts.filters, strict=True)],
+    }
+
+
+def _part_identity(part: Part, built: object) -> dict[str, Any]:
+    settings = part.to_json()
+    digest = getattr(built, "digest", None)
+    if digest is not None:
+        settings = {name: value for name, value in settings.items() if name not in part.path_settings}
+        settings["digest"] = digest
+    return settings

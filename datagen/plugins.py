@@ -1,0 +1,173 @@
+"""How a plan names the parts of the factory, and how others add theirs.
+
+A plug-in is a plain class with keyword-only arguments. `{kind: stable_diffusion, steps: 30}` under `generator:` means
+`StableDiffusion(steps=30)` of `datagen/generators/stable_diffusion.py`, or the class that a Python entry point of that
+name in the group `datagen.generators` refers to. Types and defaults of `__init__` are the schema, where `Annotated[int,
+Ge(1)]` bounds a number. Arguments with the names below are no settings; the factory gives them to whoever asks:
+
+    seed        int          the run's seed                                    sources
+    taxonomy    Taxonomy     the classes that the labeller knows               sources, filters
+    model       Model        the plan's checkpoint, loaded on first use        generators, labellers
+
+A constructor checks its settings and may read small files; weights load at the first picture, so that a mistake in a
+plan is told before anything slow begins. A part that reads files publishes their sha256 as `digest`: then they decide
+the run, not their paths.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import BaseModel, create_model
+
+from datagen.settings import Settings, check, listed, nearest
+from decoders.errors import UserError
+
+Group = Literal["sources", "generators", "labellers", "filters", "exporters", "datasets"]
+
+GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
+    {
+        "sources": ("seed", "taxonomy"),
+        "generators": ("model",),
+        "labellers": ("model",),
+        "filters": ("taxonomy",),
+        "exporters": (),
+        "datasets": (),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A plug-in that a plan chose, its settings checked: everything but the construction."""
+
+    group: Group
+    kind: str
+    factory: type[Any]
+    settings: BaseModel
+    at: str
+    """Where in the plan it stands, as in `filters.0`."""
+
+    def build(self, **given: Any) -> Any:
+        """Construct it; of `given` it gets what its `__init__` asks for by name.
+
+        Raises:
+            UserError: from the constructor, with the place in the plan put in front.
+        """
+        arguments = self.values()
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            if name in GIVEN[self.group] and name in given:
+                arguments[name] = given[name]
+            elif name not in arguments and parameter.default is parameter.empty:
+                raise UserError(f"{self.at}: {self.kind} needs a {name}, found none in the plan; add `{name}:` to it")
+        try:
+            return self.factory(**arguments)
+        except UserError as error:
+            raise UserError(f"{self.at}: {error}") from None
+
+    def prepare(self) -> None:
+        """Let the plug-in make the files it needs, where it has a `prepare`; takes as long as that takes."""
+        prepare = getattr(self.factory, "prepare", None)
+        if prepare is not None:
+            prepare(**self.values())
+
+    def values(self) -> dict[str, Any]:
+        """The settings as the constructor takes them."""
+        return {name: getattr(self.settings, name) for name in type(self.settings).model_fields}
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind and settings as plain JSON values, defaults included."""
+        return {"kind": self.kind, **self.settings.model_dump(mode="json")}
+
+    @property
+    def path_settings(self) -> frozenset[str]:
+        """Names of the settings that are paths, given or not."""
+        fields = type(self.settings).model_fields.items()
+        return frozenset(name for name, field in fields if Path in (field.annotation, *get_args(field.annotation)))
+
+
+def choose_part(group: Group, values: Any, *, at: str) -> Part:
+    """The part that `{kind: ..., setting: ...}` asks for; a bare word is a kind without settings.
+
+    Raises:
+        UserError: unknown kind, unknown key, wrong type: names the full key, what was found and what was expected.
+    """
+    values = {"kind": values} if isinstance(values, str) else values
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+        raise UserError(
+            f"{at}: found {values!r}, expected `kind:` and its settings; known kinds: {listed(kinds(group))}"
+        )
+    settings = {name: value for name, value in values.items() if name != "kind"}
+    factory = find(group, values["kind"], at=f"{at}.kind")
+    schema = settings_model(factory, given=GIVEN[group])
+    checked = check(schema, settings, at=at, extra_keys=["kind"])
+    return Part(group=group, kind=values["kind"], factory=factory, settings=checked, at=at)
+
+
+def find(group: Group, kind: str, *, at: str) -> type[Any]:
+    """The class behind a kind; the project's own come first, so that nobody replaces one unseen."""
+    known = dict(_known(group))
+    if kind not in known:
+        raise UserError(f"{at}: unknown kind {kind!r}{nearest(kind, known) or ';'} known kinds: {listed(known)}")
+    return known[kind]()
+
+
+def kinds(group: Group) -> list[str]:
+    return sorted(dict(_known(group)))
+
+
+def _known(group: Group) -> Iterator[tuple[str, Any]]:
+    """Each kind with the function that imports its class; of equal kinds the last one counts."""
+    outside: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"datagen.{group}"):
+        other = outside.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            raise UserError(
+                f"two installed packages offer the kind {entry.name!r} in datagen.{group}: {other.value} and "
+                f"{entry.value}; uninstall one"
+            )
+        yield entry.name, partial(_from_outside, entry)
+    package = importlib.import_module(f"datagen.{group}")
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            yield module.name, partial(_from_folder, group, module.name)
+
+
+def _from_folder(group: Group, kind: str) -> type[Any]:
+    module = importlib.import_module(f"datagen.{group}.{kind}")
+    return getattr(module, "".join(word.capitalize() for word in kind.split("_")))
+
+
+def _from_outside(entry: EntryPoint) -> type[Any]:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"the installed plug-in {entry.name!r} ({entry.value}) does not load: {error}; repair or uninstall it"
+        ) from error
+
+
+def settings_model(factory: type[Any], *, given: tuple[str, ...]) -> type[BaseModel]:
+    """A pydantic model of the keyword arguments of a class, without those that are given.
+
+    Raises:
+        TypeError: the class is no plug-in: an argument without a type, a positional-only one, or `**kwargs`.
+    """
+    hints = get_type_hints(factory.__init__, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name in given:
+            continue
+        if parameter.kind is not parameter.KEYWORD_ONLY or name not in hints:
+            raise TypeError(
+                f"{factory.__qualname__}: argument {name!r} of a plug-in must be keyword-only and have a type"
+            )
+        fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+    return create_model(factory.__name__, __base__=Settings, **fields)

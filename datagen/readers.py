@@ -1,0 +1,62 @@
+"""A saved reader together with the model it was fitted on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datagen.model import Model, ModelSettings
+from datagen.settings import check
+from decoders.errors import UserError
+from decoders.manifest import ReaderManifest
+
+if TYPE_CHECKING:
+    import decoders.features
+    import decoders.reader
+
+
+def model_of(folder: Path, manifest: ReaderManifest, *, source: str | None = None) -> Model:
+    """The model that a reader needs, not yet loaded.
+
+    Args:
+        source: where the model lies now; where the reader says when left out.
+
+    Raises:
+        UserError: it is not there, or it is another model.
+    """
+    settings = check(ModelSettings, manifest.model)
+    model = Model(
+        (settings.model_copy(update={"source": source, "revision": None}) if source else settings).reference()
+    )
+    found = model.digest if manifest.perceiver.get("keep_loras") else model.base_digest
+    if found != manifest.spec.model_digest:
+        raise UserError(
+            f"reader {folder} was fitted on a model with digest {manifest.spec.model_digest[:12]}, but "
+            f"{model.reference.source} has digest {found[:12]}; name the right one with --model, or fit a reader for "
+            "this one with `datagen fit`"
+        )
+    return model
+
+
+def open_reader(folder: Path, *, model: str | None = None, batch_size: int | None = None) -> "decoders.reader.Reader":
+    """Load a reader and its model.
+
+    Args:
+        model: where its model lies now; where the reader says when left out.
+        batch_size: pictures per pass of the model; the reader's own when left out.
+
+    Raises:
+        UserError: the folder holds no whole reader; its model is missing or another one.
+    """
+    manifest = ReaderManifest.read(folder)
+    wanted = model_of(folder, manifest, source=model)
+
+    from decoders.perceivers.unet import UnetPerceiver
+    from decoders.reader import load_reader
+
+    def perceiver(manifest: ReaderManifest) -> "decoders.features.Perceiver":
+        return UnetPerceiver.from_settings(wanted.checkpoint, manifest.perceiver)
+
+    reader = load_reader(folder, perceiver)
+    if batch_size is not None:
+        reader.manifest = replace(reader.manifest, reading=replace(reader.manifest.reading, batch_size=batch_size))
+    return reader

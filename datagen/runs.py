@@ -1,0 +1,183 @@
+"""A run's folder: whose it is, what it holds, and how its samples come out again.
+
+plan.yaml   the plan with all defaults, the digest of what decides the bytes, the classes, the versions at the start
+shards/     datagen.shards            exports/<kind>/   a view, rebuilt from the shards at any time
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datagen.exporters import Entry
+from datagen.files import json_bytes
+from datagen.shards import ShardStore
+from decoders.errors import UserError
+from decoders.files import write_atomic
+from decoders.labels import Taxonomy
+
+_LIBRARIES = ("datagen", "diffusers", "numpy", "torch", "transformers")
+_FILE = "plan.yaml"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What `plan.yaml` says."""
+
+    folder: Path
+    plan: Mapping[str, Any]
+    """All settings, defaults included, as JSON values."""
+    identity: Mapping[str, Any]
+    """What decides the bytes of the shards; `datagen.plan.identity`."""
+    taxonomy: Taxonomy
+    versions: Mapping[str, str]
+    """Libraries that the run was begun with."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json_bytes(self.identity)).hexdigest()
+
+    @property
+    def target(self) -> int:
+        return self.plan["target"]
+
+    @property
+    def store(self) -> ShardStore:
+        return ShardStore(self.folder)
+
+    def info(self) -> dict[str, Any]:
+        """Where the samples come from, for a dataset's `info`; the same while the run grows."""
+        return {
+            "description": "Synthetic pictures with labels read from a diffusion model's activations",
+            "run_digest": self.digest,
+            "model": self.plan["model"],
+            "made_with": dict(self.versions),
+        }
+
+    def entries(self) -> Iterator[Entry]:
+        """The dataset: the first `target` accepted samples in id order; errors as `ShardStore.accepted`."""
+        for sample in self.store.accepted(self.target):
+            recipe = sample.recipe
+            extra = {"caption": recipe.prompt, "seed": recipe.seed, "wanted": list(recipe.wanted)}
+            if recipe.negative_prompt:
+                extra["negative_prompt"] = recipe.negative_prompt
+            yield Entry(name=recipe.id, image=sample.image, labels=sample.labels, extra=extra)
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: there is no run, or its plan.yaml is damaged.
+    """
+    file = folder / _FILE
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        run = Run(
+            folder=folder,
+            plan=data["plan"],
+            identity=data["identity"],
+            taxonomy=_taxonomy(data["taxonomy"]),
+            versions=data["versions"],
+        )
+        if run.digest != data["digest"]:
+            raise ValueError("its digest is another than it says")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} holds no run: {_FILE} is missing; give a folder that `datagen generate` wrote"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}), expected what `datagen generate` wrote; restore it from a copy, or "
+            "start a new run with --to"
+        ) from error
+    return run
+
+
+def claim(run: Run) -> Run:
+    """Make the folder this run's own, or go on with it; returns what stands in it then.
+
+    Another target or other exports of the same run are taken over; the versions stay those of the beginning.
+
+    Raises:
+        UserError: the folder belongs to another run; names what differs. Nothing is overwritten.
+    """
+    versions = run.versions
+    if (run.folder / _FILE).exists():
+        found = open_run(run.folder)
+        if found.digest != run.digest:
+            raise UserError(
+                f"run folder {run.folder} belongs to another plan:\n{_differences(found, run)}\n"
+                "Nothing was overwritten: choose another folder with --to, or set these keys back"
+            )
+        for library, number in found.versions.items():
+            if versions.get(library) != number:
+                _log.warning(
+                    "this run was begun with %s %s, now it is %s: new shards may differ in their last digits",
+                    library,
+                    number,
+                    versions.get(library),
+                )
+        versions = found.versions
+        if found.plan == run.plan and found.taxonomy == run.taxonomy:
+            return found
+    elif any((run.folder / "shards").glob("*.tar")):
+        raise UserError(
+            f"run folder {run.folder} holds shards but no {_FILE}, which says what made them; choose another folder "
+            "with --to"
+        )
+    claimed = Run(folder=run.folder, plan=run.plan, identity=run.identity, taxonomy=run.taxonomy, versions=versions)
+    data = {
+        "digest": claimed.digest,
+        "plan": claimed.plan,
+        "identity": claimed.identity,
+        "taxonomy": {key: list(value) for key, value in asdict(claimed.taxonomy).items()},
+        "versions": dict(versions),
+    }
+    text = yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True, width=120)
+    write_atomic(run.folder / _FILE, text.encode())
+    return claimed
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that may change the last digits of a picture, without importing any of them."""
+    return {library: version(library) for library in _LIBRARIES}
+
+
+def _taxonomy(data: Mapping[str, Any]) -> Taxonomy:
+    columns: dict[str, Any] = {key: tuple(value) for key, value in data.items()}
+    columns["colors"] = tuple(tuple(color) for color in columns["colors"])
+    return Taxonomy(**columns)
+
+
+def _differences(there: Run, now: Run) -> str:
+    before, after = _flat(there.identity), _flat(now.identity)
+    return "\n".join(
+        f"  {key}: {before.get(key, 'nothing')} there, {after.get(key, 'nothing')} in the plan"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings as `key.sub` -> value."""
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    else:
+        return {key: value}
+    return {name: found for part, sub in entries for name, found in _flat(sub, f"{key}.{part}".lstrip(".")).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

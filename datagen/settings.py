@@ -1,0 +1,205 @@
+"""From a YAML file to checked values: what all plans share, and how a mistake in one is told."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from decoders.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base of all that a plan holds: unknown keys are refused, and no value is bent into another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+_TEXT = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `5e-4` is a number, and a key given twice or a key that is no text is a mistake."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
+            if key.tag != _TEXT:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is no text", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The keys of a YAML file, with each override `key.sub=value` put in place; numbers in a key count entries from 0.
+
+    Keys are not checked here: that is `check`'s task, which then also sees what the overrides brought.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping (names the line), or an override cannot be applied.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read plan {path}: {reason}; give the path of a YAML file") from None
+    settings = _parse(text, f"plan {path}")
+    if not isinstance(settings, dict):
+        raise UserError(f"plan {path} holds {_kind(settings)}, expected `key: value` lines")
+    for override in overrides:
+        _override(settings, override)
+    return settings
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}{line}: {error.problem}; expected valid YAML, correct it there") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {error}; expected valid YAML, correct it there") from None
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    steps = key.strip().split(".")
+    if not equals or not all(steps):
+        raise UserError(f"--set {override!r} is not of the form key.sub=value, as in --set generator.steps=30")
+    value = _parse(text, f"--set {key}")
+    place: Any = settings
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        so_far = ".".join(steps[: depth + 1])
+        if isinstance(place, dict):
+            if last:
+                place[step] = value
+            else:  # a key that is not there yet may be an optional one; `check` refuses it if it is unknown
+                place = place.setdefault(step, {})
+        elif isinstance(place, list):
+            if not step.isdecimal() or int(step) >= len(place):
+                count = len(place)
+                entries = f"entries 0 to {count - 1}" if count else "no entries"
+                raise UserError(f"--set {key}: {so_far} is not there, the list has {entries}; number them from 0")
+            if last:
+                place[int(step)] = value
+            else:
+                place = place[int(step)]
+        else:
+            above = ".".join(steps[:depth])
+            raise UserError(f"--set {key}: {above} is {_kind(place)} and has no key {step!r}; set {above} itself")
+
+
+def check(
+    model: type[AnySettings], values: Mapping[str, Any], *, at: str = "", extra_keys: Sequence[str] = ()
+) -> AnySettings:
+    """Values as an instance of `model`; `at` is where in the plan they stand.
+
+    `extra_keys` are known to the caller though not to the model; they are only named in the list of known keys.
+
+    Raises:
+        UserError: one line per mistake, with its full key, what was found and what was expected.
+    """
+    try:
+        # Through JSON, where strict means: text becomes a path and a list a tuple, but never text a number.
+        return model.model_validate_json(json.dumps(values, default=str, ensure_ascii=False))
+    except ValidationError as error:
+        by_place: dict[str, list[str]] = {}
+        for details in error.errors(include_url=False):
+            path = _path(values, details)
+            by_place.setdefault(".".join([*filter(None, [at]), *map(str, path)]), []).append(
+                _explain(model, details, path, extra_keys)
+            )
+        lines = [f"{place}: {' or '.join(dict.fromkeys(told))}" for place, told in by_place.items()]
+        raise UserError("\n".join(lines)) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'steps'?`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listed(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words)) or "none"
+
+
+def _path(values: Any, details: ErrorDetails) -> list[str | int]:
+    """Where the mistake is, in the user's own keys: pydantic also names the members of unions it tried."""
+    path: list[str | int] = []
+    last = len(details["loc"]) - 1
+    for depth, step in enumerate(details["loc"]):
+        try:
+            values = values[step]
+        except (KeyError, IndexError, TypeError):
+            if not (details["type"] == "missing" and depth == last):
+                continue
+        path.append(step)
+    return path
+
+
+def _explain(
+    model: type[BaseModel], details: ErrorDetails, path: Sequence[str | int], extra_keys: Sequence[str]
+) -> str:
+    if details["type"] == "extra_forbidden":
+        known = [*_known_keys(model, path[:-1]), *(extra_keys if len(path) == 1 else ())]
+        word = str(path[-1])
+        return f"unknown key{nearest(word, known) or ';'} known keys: {listed(known)}"
+    if details["type"] == "missing":
+        return "missing; it has no default, so add it"
+    message = details["msg"]
+    for beginning in ("Input should be ", "Input should ", "Value error, "):
+        message = message.removeprefix(beginning)
+    return f"found {details['input']!r}, expected {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that `model` has at `path`."""
+    here: list[Any] = [model]
+    for step in path:
+        below: list[Any] = []
+        for annotation in here:
+            if _is_model(annotation):
+                below += [field.annotation for name, field in annotation.model_fields.items() if name == step]
+            else:
+                below += get_args(annotation)
+        here = _members(below)
+    return [name for annotation in here if _is_model(annotation) for name in annotation.model_fields]
+
+
+def _members(annotations: Iterable[Any]) -> list[Any]:
+    """The annotations, and what stands in their unions."""
+    found: list[Any] = []
+    for annotation in annotations:
+        found.append(annotation)
+        if not _is_model(annotation):
+            found += _members(get_args(annotation))
+    return found
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), f"the number {value}")

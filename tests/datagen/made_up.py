@@ -1,0 +1,78 @@
+"""Small pictures with labels, for tests of files and formats."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from datagen.records import Recipe, Sample
+from decoders.labels import InstanceSet, Label, Taxonomy, metric_depth, semantic_map
+
+TAXONOMY = Taxonomy(
+    names=("sky", "car", "traffic sign", "background"),
+    is_thing=(False, True, True, False),
+    colors=((70, 130, 180), (0, 0, 142), (220, 220, 0), (0, 0, 0)),
+    category_ids=(11, 3, 7, 12),
+    phrases=("sky", "a car", "a traffic sign", "background"),
+)
+
+
+def image(seed: int = 0, height: int = 20, width: int = 33) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def labels(seed: int = 0, height: int = 20, width: int = 33) -> dict[str, Label]:
+    """A semantic map with holes, parts and void, and a depth map with invalid pixels."""
+    generator = np.random.default_rng(seed)
+    ids = np.ones((height, width), np.uint8)
+    ids[2:12, 3:15] = 2
+    ids[5:8, 6:9] = 4  # a hole
+    ids[14:19, 20:30] = 3
+    ids[0, -1] = 0
+    ids[generator.random((height, width)) < 0.03] = 2
+    depth = generator.uniform(0.5, 90, (height, width)).astype(np.float32)
+    depth[ids == 1] = np.inf
+    confidence = generator.random((height, width)).astype(np.float32)
+    return {"semantic": semantic_map(ids, confidence), "depth": metric_depth(depth)}
+
+
+def objects(height: int = 20, width: int = 33) -> InstanceSet:
+    """A ring, two parts, one pixel, an empty mask and a crowd."""
+    masks = np.zeros((5, height, width), bool)
+    masks[0, 1:11, 2:12] = True
+    masks[0, 4:7, 5:8] = False
+    masks[1, 12:15, 1:4] = masks[1, 16:19, 20:30] = True
+    masks[2, -1, -1] = True
+    masks[4, :3, width // 2 :] = True
+    return InstanceSet(
+        masks=masks,
+        category_ids=np.array([2, 3, 3, 2, 2], np.int64),
+        scores=np.array([0.9, 0.5, 1, 1, 1], np.float32),
+        is_crowd=np.array([False, False, False, False, True]),
+    )
+
+
+def sample(number: int, height: int = 20, width: int = 33) -> Sample:
+    return Sample(
+        recipe=Recipe(id=f"{number:08d}", prompt=f"prompte № {number}", seed=number, wanted=("car",)),
+        image=image(number, height, width),
+        labels={**labels(number, height, width), "instances": objects(height, width)},
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def failing(error: OSError, *, after: int = 0) -> Callable[..., None]:
+    """A stand-in for a system call that works `after` times and then raises."""
+    calls = 0
+
+    def call(*_arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise error
+
+    return call

@@ -1,0 +1,430 @@
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datagen.datasets import AnnotatedImages
+from datagen.datasets.coco import Coco
+from datagen.datasets.label_folder import LabelFolder
+from datagen.datasets.voc import VOC_CLASSES, Voc
+from datagen.exporters import Entry
+from datagen.exporters.coco import Coco as CocoExporter
+from datagen.files import encode_png, write_json
+from datagen.instances import encode_mask
+from datagen.palette import palette
+from datagen.plugins import choose_part
+from decoders.errors import UserError
+from decoders.files import write_atomic
+from decoders.labels import DenseMap, InstanceSet
+from tests.datagen.made_up import TAXONOMY, image, labels, objects
+
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+CAMVID_CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"
+)  # fmt: skip
+
+
+def _semantic(dataset: AnnotatedImages, index: int = 0) -> np.ndarray:
+    label = dataset[index].labels["semantic"]
+    assert isinstance(label, DenseMap)
+    np.testing.assert_array_equal(label.valid, label.values[..., 0] > 0)
+    return label.values[..., 0].astype(int)
+
+
+def _put(path: Path, pixels: np.ndarray) -> Path:
+    write_atomic(path, encode_png(pixels))
+    return path
+
+
+IDS = np.array([[0, 1, 2, 2], [9, 9, 0, 1], [0, 0, 0, 255]], np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four pictures with labels; 0, 1, 2, 9 are classes or void."""
+    root = tmp_path / "meine Bilder"
+    for number, name in enumerate(("ä 1", "b.v2", "c", "d")):
+        _put(root / "images" / f"{name}.png", image(number, 3, 4))
+        _put(root / "labels" / f"{name}.png", IDS)
+    (root / "images" / "notes.txt").write_text("not a picture")
+    (root / "images" / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def _folder(root: Path, **settings: Any) -> LabelFolder:
+    given: dict[str, Any] = {"classes": ["sky", "car", "tree"], "void": [9, 255], **settings}
+    return LabelFolder(root=root, **given)
+
+
+class TestLabelFolder:
+    def test_pictures_and_labels_come_together(self, folder: Path):
+        dataset = _folder(folder, things=["car"])
+        assert dataset.names == ("b.v2", "c", "d", "ä 1")
+        assert len(dataset) == 4
+        np.testing.assert_array_equal(dataset[0].image, image(1, 3, 4))
+        np.testing.assert_array_equal(_semantic(dataset), [[1, 2, 3, 3], [0, 0, 1, 2], [1, 1, 1, 0]])
+        assert dataset.taxonomy.is_thing == (False, True, False)
+        assert [found.name for found in dataset] == list(dataset.names)
+        assert [found.name for found in dataset[1:3]] == ["c", "d"]
+        with pytest.raises(IndexError):
+            dataset[4]
+
+    @pytest.mark.parametrize(
+        ("classes", "void", "category_ids"),
+        [
+            (["sky", "car", "tree"], [9, 255], (1, 2, 3)),
+            ({1: "car", 2: "tree"}, [0, 9, 255], (1, 2)),
+            ({9: "wall", 2: "tree", 1: "car", 255: "frame"}, [0], (9, 2, 1, 255)),
+            ({2: "tree", 0: "sky", 1: "car", 9: "wall"}, [255], (3, 1, 2, 10)),
+        ],
+    )
+    def test_the_users_own_ids_come_back(
+        self, folder: Path, classes: Any, void: list[int], category_ids: tuple[int, ...]
+    ):
+        dataset = _folder(folder, classes=classes, void=void)
+        assert dataset.taxonomy.category_ids == category_ids
+        shift = 1 if 0 in dict(classes if isinstance(classes, dict) else enumerate(classes)) else 0
+        ids = np.array([0, *category_ids])[_semantic(dataset)]
+        np.testing.assert_array_equal(ids, np.where(np.isin(IDS, void), 0, IDS.astype(int) + shift))
+
+    def test_palette_and_wide_label_files(self, folder: Path):
+        picture = Image.fromarray(IDS).convert("P")
+        picture.putpalette([200, 0, 0] * 256)
+        picture.save(folder / "labels" / "c.png")
+        (folder / "labels" / "d.png").unlink()
+        wide = np.where(IDS == 255, 40000, IDS.astype(np.uint16)).astype(np.uint16)
+        Image.fromarray(wide).save(folder / "labels" / "d.tif")
+        dataset = _folder(folder, void=[9, 255, 40000])
+        for index in (1, 2):
+            np.testing.assert_array_equal(_semantic(dataset, index), _semantic(dataset, 0))
+
+    def test_depth_has_a_scale_and_unknown_pixels(self, folder: Path):
+        for name in ("ä 1", "b.v2", "c", "d"):
+            _put(folder / "far" / f"{name}.png", np.array([[0, 1000, 2000, 65535]] * 3, np.uint16))
+        label = _folder(folder, depth="far", depth_scale=0.001)[0].labels["depth"]
+        assert isinstance(label, DenseMap)
+        np.testing.assert_allclose(label.values[0, :, 0], [0, 1, 2, 65.535])
+        np.testing.assert_array_equal(label.valid[0], [False, True, True, True])
+        assert label.storage.unit == "m"
+
+    def test_endings_and_subfolders(self, tmp_path: Path):
+        _put(tmp_path / "left" / "aachen" / "aachen_1_left.png", image(0, 3, 4))
+        _put(tmp_path / "fine" / "aachen" / "aachen_1_ids.png", IDS)
+        _put(tmp_path / "fine" / "aachen" / "aachen_1_color.png", image(0, 3, 4))
+        endings = {"image_ending": "_left", "label_ending": "_ids"}
+        dataset = _folder(tmp_path, images="left", labels="fine", **endings)
+        assert dataset.names == ("aachen_1",)
+        assert _semantic(dataset).shape == (3, 4)
+
+    def test_accents_are_matched_in_either_spelling(self, tmp_path: Path):
+        _put(tmp_path / "images" / "Bru\u0308cke.png", image(0, 3, 4))
+        _put(tmp_path / "labels" / "Br\u00fccke.png", IDS)
+        assert _folder(tmp_path, names=["Bru\u0308cke"])[0].name == "Br\u00fccke"
+
+    def test_pictures_can_be_chosen(self, folder: Path):
+        assert _folder(folder, names=["d", "c"]).names == ("d", "c")
+        assert _folder(folder, every=2).names == ("b.v2", "d")
+        assert _folder(folder, first=3).names == ("b.v2", "c", "d")
+        (folder / "labels" / "c.png").unlink()
+        assert len(_folder(folder, names=["d"])) == 1
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"names": ["dd"]}, r"1 of 1 names are not among the 4 pictures .* 'dd', did you mean 'd'\?"),
+            ({"names": ["d", "d"]}, "listed twice"),
+            ({"names": ["d"], "first": 1}, "not both"),
+            ({"every": 0}, "expected 1 or more"),
+            ({"images": "none"}, r"folder of pictures not found: .*none; check the path"),
+            ({"labels": "none"}, r"folder of labels not found"),
+            (
+                {"depth": "images", "depth_ending": "_d"},
+                r"4 of 4 pictures have no file among the depths .*b\.v2_d\.png",
+            ),
+            ({"void": [1]}, r"label ids \[1\] are named in `classes` and in `void`"),
+            ({"things": ["bus"]}, r"`things` or `colors` name \['bus'\].*known classes: \['sky', 'car', 'tree'\]"),
+            ({"colors": {"bus": (1, 2, 3)}}, r"name \['bus'\]"),
+            ({"classes": ["a", "a"]}, "class names must differ"),
+            ({"classes": []}, "1 to 254 classes, found 0"),
+        ],
+    )
+    def test_settings_that_cannot_be(self, folder: Path, settings: dict[str, Any], text: str):
+        with pytest.raises(UserError, match=text):
+            _folder(folder, **settings)
+
+    def test_an_id_outside_the_taxonomy_is_named_with_its_file(self, folder: Path):
+        with pytest.raises(
+            UserError,
+            match=r"b\.v2\.png holds id 255, expected one of the classes \[0, 1, 2\] or void \[9\]; add 255 to",
+        ):
+            _folder(folder, void=[9])[0]
+
+    def test_missing_doubled_and_broken_files_are_named(self, folder: Path):
+        (folder / "labels" / "c.png").unlink()
+        with pytest.raises(UserError, match=r"1 of 4 pictures have no file among the labels .*first c\.png"):
+            _folder(folder)
+        _put(folder / "labels" / "c.png", IDS.T)
+        with pytest.raises(UserError, match=r"c\.png is 4 x 3 .*c\.png is 3 x 4; .*make the sizes equal"):
+            _folder(folder, names=["c"])[0]
+        (folder / "labels" / "c.png").write_bytes(b"\x89PNG half")
+        with pytest.raises(UserError, match=r"label file .*c\.png cannot be read"):
+            _folder(folder, names=["c"])[0]
+        (folder / "images" / "d.png").write_bytes(b"")
+        with pytest.raises(UserError, match=r"picture .*d\.png cannot be read"):
+            _folder(folder, names=["d"])[0]
+        Image.fromarray(image(0, 3, 4)).save(folder / "images" / "d.jpg")
+        with pytest.raises(UserError, match=r"d\.jpg and .*d\.png share the name 'd'"):
+            _folder(folder)
+
+    def test_an_empty_folder_is_told(self, tmp_path: Path):
+        (tmp_path / "images").mkdir()
+        with pytest.raises(UserError, match="holds no picture with a label"):
+            _folder(tmp_path)
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not beside the repository")
+@pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101)])
+def test_camvid(split: str, count: int):
+    dataset = LabelFolder(root=CAMVID / split, classes=CAMVID_CLASSES, void=[11])
+    assert len(dataset) == count
+    assert dataset.taxonomy.category_ids == tuple(range(1, 12))
+    with Image.open(CAMVID / split / "labels" / f"{dataset.names[-1]}.png") as file:
+        ids = np.array(file).astype(int)
+    np.testing.assert_array_equal(_semantic(dataset, -1), np.where(ids == 11, 0, ids + 1))
+    assert dataset[-1].image.shape == (360, 480, 3)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    ids = np.array([[0, 7, 7], [15, 255, 0]], np.uint8)
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "SegmentationClass").mkdir()
+    for name in ("2007_000032", "2007_000033"):
+        Image.fromarray(image(0, 2, 3)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
+        picture = Image.fromarray(ids).convert("P")
+        picture.putpalette([channel for color in [(0, 0, 0), *palette(254), (224, 224, 192)] for channel in color])
+        picture.save(tmp_path / "SegmentationClass" / f"{name}.png")
+    Image.fromarray(image(0, 2, 3)).save(tmp_path / "JPEGImages" / "unlabelled.jpg")
+    write_atomic(tmp_path / "ImageSets" / "Segmentation" / "val.txt", b"2007_000033\n\n")
+    return tmp_path
+
+
+class TestVoc:
+    def test_background_is_the_last_class_or_void(self, voc: Path):
+        dataset = Voc(root=voc)
+        assert dataset.names == ("2007_000032", "2007_000033")
+        assert dataset.taxonomy.names == (*VOC_CLASSES, "background")
+        assert dataset.taxonomy.category_ids == tuple(range(1, 22))
+        assert dataset.taxonomy.is_thing == (*[True] * 20, False)
+        np.testing.assert_array_equal(_semantic(dataset), [[21, 7, 7], [15, 0, 21]])
+        without = Voc(root=voc, unmarked="void")
+        assert without.taxonomy.names == VOC_CLASSES
+        np.testing.assert_array_equal(_semantic(without), [[0, 7, 7], [15, 0, 0]])
+
+    def test_a_list_chooses(self, voc: Path):
+        assert Voc(root=voc, split="val").names == ("2007_000033",)
+        write_atomic(voc / "ImageSets" / "Segmentation" / "bad.txt", b"unlabelled 1")
+        with pytest.raises(UserError, match=r"'unlabelled' has no file in .*SegmentationClass"):
+            Voc(root=voc, split="bad")
+        with pytest.raises(UserError, match=r"cannot read the list of pictures .*none\.txt"):
+            Voc(root=voc, split="none")
+
+    def test_fewer_classes_than_ids_are_told(self, voc: Path):
+        with pytest.raises(UserError, match="holds id 7, expected one of the classes"):
+            Voc(root=voc, classes=["a", "b"])[0]
+
+
+RING = [[1.0, 1.0, 7.0, 1.0, 7.0, 5.0, 1.0, 5.0]]
+
+
+def _annotation(number: int, category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": 5, "category_id": category, "segmentation": segmentation} | more
+
+
+def _coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
+    """One picture 10 wide and 6 high in a subfolder, and one without objects."""
+    for name in ("sub/ü 1.png", "2.png"):
+        _put(root / "images" / name, image(0, 6, 10))
+    pictures = [
+        {"id": 5, "file_name": "sub/ü 1.png", "width": 10, "height": 6, "license": 3, "coco_file": None},
+        {"id": 2, "file_name": "2.png", "width": 10, "height": 6},
+    ]
+    categories = [{"id": 40, "name": "cat", "supercategory": "animal"}, {"id": 3, "name": "dog"}]
+    data = {"images": pictures, "annotations": annotations, "categories": categories}
+    write_json(root / "annotations" / "instances.json", data | more)
+    return root
+
+
+class TestCoco:
+    def test_smaller_objects_lie_on_top_and_crowds_are_void(self, tmp_path: Path):
+        small, crowd = np.zeros((6, 10), bool), np.zeros((6, 10), bool)
+        small[2:4, 2:4] = True
+        crowd[:, 5:9] = True
+        runs = [0, *np.diff(np.flatnonzero(np.diff(crowd.T.ravel().astype(int), prepend=0, append=0)), prepend=0)]
+        counts = [int(run) for run in runs[1:]] + [6]
+        root = _coco(
+            tmp_path,
+            [
+                _annotation(1, 3, encode_mask(small), score=0.5),
+                _annotation(2, 40, RING, iscrowd=0),
+                _annotation(3, 3, {"size": [6, 10], "counts": counts}, iscrowd=1),
+            ],
+        )
+        dataset = Coco(root=root)
+        assert dataset.taxonomy.names == ("dog", "cat", "background")
+        assert dataset.taxonomy.category_ids == (3, 40, 41)
+        assert dataset.taxonomy.is_thing == (True, True, False)
+        assert dataset.names == ("ü 1", "2")
+        ring = np.zeros((6, 10), bool)
+        ring[1:5, 1:7] = True
+        expected = np.full((6, 10), 3)
+        expected[crowd] = 0
+        expected[ring] = 2
+        expected[small] = 1
+        np.testing.assert_array_equal(_semantic(dataset), expected)
+        np.testing.assert_array_equal(_semantic(dataset, 1), np.full((6, 10), 3))
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        np.testing.assert_array_equal(found.masks, [small, ring, crowd])
+        np.testing.assert_array_equal(found.category_ids, [1, 2, 1])
+        np.testing.assert_array_equal(found.is_crowd, [False, False, True])
+        np.testing.assert_allclose(found.scores, [0.5, 1, 1])
+        void = Coco(root=root, unmarked="void")
+        assert void.taxonomy.names == ("dog", "cat")
+        np.testing.assert_array_equal(_semantic(void), np.where(expected == 3, 0, expected))
+
+    def test_category_zero_moves_all_ids_up(self, tmp_path: Path):
+        categories = [{"id": 0, "name": "cat"}, {"id": 3, "name": "background"}]
+        root = _coco(tmp_path, [_annotation(1, 0, RING)], categories=categories)
+        dataset = Coco(root=root)
+        assert dataset.taxonomy.names == ("cat", "background")
+        assert dataset.taxonomy.category_ids == (1, 4)
+        assert dataset.taxonomy.is_thing == (True, False)
+        assert set(np.unique(_semantic(dataset))) == {1, 2}
+
+    @pytest.mark.parametrize(
+        ("segmentation", "text"),
+        [
+            ([], "annotation 1 has no outline or mask"),
+            (None, "annotation 1 has no outline or mask"),
+            ([[1, 1, 3, 3]], "an outline of 4 numbers; expected x, y of three points"),
+            ([[1, 1, 3, 3, 5]], "an outline of 5 numbers"),
+            ({"size": [10, 6], "counts": [60]}, r"a mask of size \(10, 6\); expected the picture's \(6, 10\)"),
+            ({"size": [6, 10], "counts": [50]}, r"run lengths of 50 pixels in all; expected 6 x 10"),
+            ({"size": [6, 10], "counts": "~~"}, "annotation 1 has"),
+        ],
+    )
+    def test_malformed_masks_are_named(self, tmp_path: Path, segmentation: Any, text: str):
+        root = _coco(tmp_path, [_annotation(1, 3, segmentation)])
+        with pytest.raises(UserError, match=text):
+            Coco(root=root)[0]
+
+    def test_contradictions_in_the_json_are_told(self, tmp_path: Path):
+        for annotations, more, text in (
+            ([_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
+            ([], {"categories": [{"id": 1, "name": "a"}] * 2}, "two categories share an id"),
+            ([], {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]}, r"missing, first .*no\.png"),
+            ([], {"images": [{"id": 1, "file_name": "2.png"}]}, r"not of the COCO form .*images\.0\.width: Field"),
+            ([], {"images": []}, "holds no picture"),
+            (
+                [],
+                {"images": [{"id": n, "file_name": f"{n}/a.png", "width": 1, "height": 1} for n in (1, 2)]},
+                "1/a.png and 2/a.png share the name 'a'",
+            ),
+        ):
+            with pytest.raises(UserError, match=text):
+                Coco(root=_coco(tmp_path, annotations, **more))
+        picture = {"id": 1, "file_name": "2.png", "width": 6, "height": 10}
+        with pytest.raises(UserError, match=r"2\.png is 10 x 6 .*instances\.json is 6 x 10"):
+            Coco(root=_coco(tmp_path, [], images=[picture]))[0]
+        with pytest.raises(UserError, match="COCO file not found"):
+            Coco(root=tmp_path / "none")
+        (tmp_path / "annotations" / "instances.json").write_text("{")
+        with pytest.raises(UserError, match="not of the COCO form"):
+            Coco(root=tmp_path)
+
+    def test_our_own_export_comes_back_and_is_exported_to_the_same_bytes(self, tmp_path: Path):
+        entries = [
+            Entry(f"{n:08d}", image(n), labels(n) | {"instances": objects()}, {"caption": f"№ {n}"}) for n in range(3)
+        ]
+        CocoExporter().export(entries, TAXONOMY, tmp_path / "a", {})
+        dataset = Coco(root=tmp_path / "a")
+        assert dataset.taxonomy == TAXONOMY
+        assert dataset.caption("00000001") == "№ 1"
+        for entry, found in zip(entries, dataset, strict=True):
+            np.testing.assert_array_equal(found.image, entry.image)
+            assert found.labels.keys() == entry.labels.keys()
+            for task in ("semantic", "depth"):
+                given, back = entry.labels[task], found.labels[task]
+                assert isinstance(given, DenseMap)
+                assert isinstance(back, DenseMap)
+                assert back.storage == given.storage
+                np.testing.assert_array_equal(back.valid, given.valid)
+                np.testing.assert_allclose(back.values, given.values, atol=given.storage.quantum / 2)
+            given, back = entry.labels["instances"], found.labels["instances"]
+            assert isinstance(given, InstanceSet)
+            assert isinstance(back, InstanceSet)
+            kept = given.masks.any(axis=(1, 2))
+            np.testing.assert_array_equal(back.masks, given.masks[kept])
+            np.testing.assert_array_equal(back.is_crowd, given.is_crowd[kept])
+        again = [
+            Entry(found.name, found.image, found.labels, {"caption": dataset.caption(found.name)}) for found in dataset
+        ]
+        CocoExporter().export(again, dataset.taxonomy, tmp_path / "b", {})
+        for name in ("instances", "stuff"):
+            first, second = (
+                json.loads((tmp_path / side / "annotations" / f"{name}.json").read_text()) for side in "ab"
+            )
+            for data in (first, second):
+                for annotation in data["annotations"]:
+                    del annotation["score"]  # confidence is not among the files of a COCO dataset
+            assert first == second
+
+    def test_colors_given_win(self, tmp_path: Path):
+        CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path, {})
+        dataset = Coco(root=tmp_path, colors={"sky": (1, 2, 3)})
+        assert dataset.taxonomy.colors == ((1, 2, 3), *TAXONOMY.colors[1:])
+
+    def test_damage_in_our_own_export_is_told(self, tmp_path: Path):
+        CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path, {})
+        _put(tmp_path / "semantic" / "a.png", np.full((20, 33), 9, np.uint8))
+        with pytest.raises(UserError, match=r"a\.png holds semantic id 9, expected 0\.\.4"):
+            Coco(root=tmp_path)[0]
+        file = tmp_path / "annotations" / "instances.json"
+        data = json.loads(file.read_text())
+        data["categories"][0]["semantic_id"] = None
+        file.write_text(json.dumps(data))
+        with pytest.raises(UserError, match=r"semantic ids \[None, 2, 3, 4\], expected 1\.\.4"):
+            Coco(root=tmp_path)
+
+
+def test_colors_differ_and_are_not_black():
+    colors = palette(254)
+    assert len(set(colors)) == 254
+    assert (0, 0, 0) not in colors
+    assert palette(3) == colors[:3]
+
+
+def test_a_plan_can_name_each(folder: Path, voc: Path):
+    """Through the same settings that a plan goes through: text becomes paths, keys become label ids."""
+    values = {
+        "kind": "label_folder",
+        "root": str(folder),
+        "classes": {"0": "sky", "1": "car", "2": "tree"},
+        "void": [9],
+    }
+    dataset = choose_part("datasets", values, at="data").build()
+    assert dataset.taxonomy.category_ids == (1, 2, 3)
+    assert len(choose_part("datasets", {"kind": "voc", "root": str(voc), "split": "val"}, at="data").build()) == 1
+    with pytest.raises(UserError, match=r"data\.unmarked"):
+        choose_part("datasets", {"kind": "coco", "root": "x", "unmarked": "sky"}, at="data")
+
+
+@pytest.mark.parametrize("kind", [LabelFolder, Voc, Coco])
+def test_settings_are_keyword_only(kind: type[AnnotatedImages]):
+    parameters = inspect.signature(kind).parameters.values()
+    assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

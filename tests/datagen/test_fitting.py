@@ -1,0 +1,210 @@
+"""From a plan to a reader, on a tiny random model: whether it is any good is measured elsewhere."""
+
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from datagen.fitting import FitSummary, PerceiverSettings, fit_from_plan, load_fit_plan
+from datagen.model import ModelSettings
+from datagen.readers import open_reader
+from decoders.errors import UserError
+from decoders.manifest import ReaderManifest
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ["road", "car", "sky"]
+
+
+def photographs(root: Path, count: int, *, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
+    """Pictures whose colours tell the class, with label PNGs; 9 is void."""
+    rng = np.random.default_rng(seed)
+    colors = np.array([(90, 90, 90), (200, 30, 30), (120, 180, 250)])
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(count):
+        ids = np.zeros(size, np.uint8)
+        ids[: size[0] // 3] = 2
+        left = int(rng.integers(0, size[1] - 20))
+        ids[size[0] // 2 : size[0] // 2 + 12, left : left + 20] = 1
+        pixels = np.clip(colors[ids] + rng.normal(0, 12, (*size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"foto {number}é.jpg", quality=95)
+        ids[-2:] = 9
+        Image.fromarray(ids).save(root / "labels" / f"foto {number}é.png")
+    return root
+
+
+def write_plan(file: Path, model: Path, root: Path, **changes: object) -> Path:
+    plan = {
+        "reader": str(file.with_name("reader")),
+        "model": {"source": str(model)},
+        "perceiver": {"timestep": 20, "phrases": {"road": "a road"}},
+        "tasks": {"semantic": {}},
+        "decoder": {"width": 16, "fine_width": 8},
+        "data": {"kind": "label_folder", "root": str(root), "classes": CLASSES, "void": [9], "things": ["car"]},
+        "fit": {"updates": 12, "batch_size": 2, "views": 2, "evaluations": 2, "cache_gb": 0.5},
+    }
+    file.write_text(yaml.safe_dump(plan | changes, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, pipelines: dict[str, Path]) -> Path:
+    folder = tmp_path_factory.mktemp("a plan é")
+    photographs(folder / "few", 4)
+    photographs(folder / "unseen", 3, size=(53, 70), seed=1)
+    return write_plan(
+        folder / "plan.yaml", pipelines["sd1"], folder / "few", validation={"root": str(folder / "unseen")}
+    )
+
+
+def fitted(plan: Path, *overrides: str, to: Path | None = None) -> FitSummary:
+    return fit_from_plan(plan, to, overrides, Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def reader(plan: Path) -> FitSummary:
+    return fitted(plan)
+
+
+def test_a_fit_is_measured_saved_and_can_be_opened(plan: Path, reader: FitSummary):
+    assert not reader.was_there
+    assert reader.pictures == 3
+    assert {"miou", "iou/road", "iou/car", "iou/sky"} <= reader.scores["semantic"].keys()
+    assert "on 3 pictures it never saw" in str(reader)
+    manifest = ReaderManifest.read(reader.reader)
+    assert manifest.taxonomy.phrases == ("a road", "car", "sky")
+    assert manifest.taxonomy.category_ids == (1, 2, 3)  # the files' ids 0, 1, 2, each one higher
+    assert manifest.model["dtype"] == "float32"  # not `auto`, which another machine may read otherwise
+    opened = open_reader(reader.reader)
+    validation = load_fit_plan(plan).validation
+    assert validation is not None
+    assert opened.evaluate(validation.build()) == reader.scores
+
+
+def test_an_equal_plan_keeps_the_reader_and_measures_it(plan: Path, reader: FitSummary):
+    before = {path.name: path.read_bytes() for path in reader.reader.iterdir()}
+    again = fitted(plan)
+    assert again.was_there
+    assert again.scores == reader.scores
+    assert "kept" in str(again)
+    assert {path.name: path.read_bytes() for path in reader.reader.iterdir()} == before
+
+
+def test_a_fit_gives_the_same_bytes_elsewhere(plan: Path, reader: FitSummary, tmp_path: Path):
+    other = fitted(plan, to=tmp_path / "other")
+    for name in ("reader.json", "decoder.safetensors", "fit.json"):
+        assert (other.reader / name).read_bytes() == (reader.reader / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "section"), [("fit.updates=13", "fit"), ("data.first=3", "data"), ("perceiver.timestep=3", "perceiver")]
+)
+def test_another_plans_reader_is_refused_and_left_alone(change: str, section: str, plan: Path, reader: FitSummary):
+    before = (reader.reader / "reader.json").read_bytes()
+    with pytest.raises(UserError, match=rf"another plan, which differs in: {section}.*another folder with --to"):
+        fitted(plan, change)
+    assert (reader.reader / "reader.json").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_refused(plan: Path, tmp_path: Path):
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds holiday.jpg and other things, but no reader"):
+        fitted(plan, to=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_validation_is_as_data_where_it_says_nothing(plan: Path):
+    checked = load_fit_plan(plan, ["data.void=[9, 7]"])
+    assert checked.validation is not None
+    assert checked.validation.settings.model_dump(exclude={"root"}) == checked.data.settings.model_dump(
+        exclude={"root"}
+    )
+    moved = load_fit_plan(plan, ["data.root=elsewhere", "validation={images: val}"])
+    assert moved.validation is not None
+    assert moved.validation.to_json()["root"] == "elsewhere"
+    assert load_fit_plan(plan, ["validation=null"]).validation is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("fit.update=3", r"fit.update: unknown key; did you mean 'updates'\?"),
+        ("fit.augmentation.zooom=3", r"fit.augmentation.zooom: unknown key; did you mean 'zoom'\?"),
+        ("fit.updates=many", r"fit.updates: found 'many', expected a valid integer"),
+        ("fit.updates=0", r"updates is 0, expected at least 1"),
+        ("fit=3", r"fit: found 3, expected keys and values"),
+        ("data.kind=label_foldr", r"data.kind: unknown kind 'label_foldr'; did you mean 'label_folder'\?"),
+        ("data.clases=[]", r"data.clases: unknown key; did you mean 'classes'\?"),
+        ("perceiver.timestp=1", r"perceiver.timestp: unknown key; did you mean 'timestep'\?"),
+        ("perceiver.phrases={roat: street}", r"'roat' is no class; did you mean 'road'\?"),
+        ("perceiver.timestep=5000", r"timestep 5000 found, this model knows 0..999"),
+        ("tasks.semantics={}", r"no task 'semantics'.*'semantic'"),
+        ("tasks.depth={}", r"has no label depth"),
+        ("model.source=nowhere", r"model nowhere: found no such folder"),
+        ("data.root=nowhere", r"folder of pictures not found: nowhere"),
+        ("data.classes=[road, car, sky, bus]", r"validation has the classes"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(override: str, told: str, plan: Path, tmp_path: Path):
+    overrides = [override, "validation.classes=[road, car, sky]"] if "bus" in override else [override]
+    with pytest.raises(UserError, match=told):
+        fitted(plan, *overrides, to=tmp_path / "reader")
+    assert not (tmp_path / "reader" / "reader.json").exists()
+
+
+def test_a_label_outside_the_taxonomy_on_the_command_line(plan: Path, tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "datagen",
+        "fit",
+        str(plan),
+        "--to",
+        str(tmp_path / "out"),
+        "--set",
+        "data.void=[]",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "holds id 9, expected one of the classes [0, 1, 2]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fit_goes_on_after_a_failure_in_the_same_folder(plan: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="no label depth"):
+        fitted(plan, "tasks.depth={}", to=tmp_path / "reader")
+    assert not fitted(plan, to=tmp_path / "reader").was_there
+
+
+def test_the_readers_model_may_move_but_not_change(reader: FitSummary, pipelines: dict[str, Path], tmp_path: Path):
+    (tmp_path / "moved").symlink_to(pipelines["sd1"])
+    assert open_reader(reader.reader, model=str(tmp_path / "moved")).taxonomy.names == ("road", "car", "sky")
+    with pytest.raises(UserError, match=r"was fitted on a model with digest .* but .* has digest"):
+        open_reader(reader.reader, model=str(pipelines["sd2"]))
+
+
+def test_defaults_are_those_of_the_perceiver():
+    from decoders.perceivers.unet import Reading
+
+    reading = {field.name: field.default for field in fields(Reading) if field.default is not MISSING}
+    assert PerceiverSettings().model_dump(exclude={"phrases"}) == reading
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*_reader.yaml")), ids=lambda p: p.name)
+def test_shipped_plans_are_valid(config: Path):
+    checked = load_fit_plan(config)
+    assert checked.validation is not None
+    assert isinstance(checked.model, ModelSettings)
+
+
+def test_the_shipped_photographs_are_sixty_and_spread_over_the_drives():
+    names = load_fit_plan(ROOT / "configs/camvid_reader.yaml").data.values()["names"]
+    drives = [name.split("_")[0] for name in names]
+    assert len(set(names)) == 60
+    assert {drive: drives.count(drive) for drive in drives} == {"0001TP": 10, "0006R0": 17, "0016E5": 33}

@@ -1,0 +1,177 @@
+"""The verb `generate`, from a plan's file to a validated dataset."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datagen import generation
+from datagen.generation import RunSummary, generate
+from datagen.plan import build_parts, load_plan
+from datagen.runs import open_run
+from decoders.errors import UserError
+from tests.datagen import toys
+
+
+@pytest.fixture(autouse=True)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = toys.install(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def toy_plan(folder: Path, **changes: Any) -> Path:
+    return toys.write_plan(folder / "plän.yaml", toys.plan_values(folder / "my run", **changes))
+
+
+def finished(summary: RunSummary | None) -> RunSummary:
+    assert summary is not None
+    return summary
+
+
+def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_plan_becomes_a_dataset(tmp_path: Path):
+    summary = finished(generate(toy_plan(tmp_path)))
+    assert summary.run == tmp_path / "my run"
+    assert summary.accepted >= summary.target == 6
+    assert summary.made == summary.accepted + sum(summary.rejected.values())
+    dataset = summary.exports["coco"]
+    assert dataset == tmp_path / "my run/exports/coco"
+    data = json.loads((dataset / "annotations/instances.json").read_text())
+    assert len(data["images"]) == 6
+    assert all(image["caption"].startswith("a ") for image in data["images"])
+    assert data["info"]["run_digest"] == open_run(summary.run).digest
+    assert (dataset / "semantic" / data["images"][0]["file_name"]).exists()
+    assert summary.sheet.read_bytes().startswith(b"\x89PNG")
+    assert "6 labelled pictures" in str(summary)
+    assert str(dataset) in str(summary)
+
+
+def test_a_finished_run_changes_nothing_and_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = generate(toy_plan(tmp_path))
+    before = tree(tmp_path / "my run")
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(toys.Noise, "render", fail)
+    monkeypatch.setattr(generation, "_make_shards", fail)
+    monkeypatch.setattr("datagen.exporters.coco.Coco.export", fail)
+    monkeypatch.setattr("datagen.sheet.contact_sheet", fail)
+    assert generate(toy_plan(tmp_path)) == first
+    assert tree(tmp_path / "my run") == before
+
+
+def test_a_larger_target_extends_the_run(tmp_path: Path):
+    generate(toy_plan(tmp_path))
+    small = tree(tmp_path / "my run/shards")
+    summary = finished(generate(toy_plan(tmp_path), overrides=["target=13"]))
+    grown = tree(tmp_path / "my run/shards")
+    assert grown.items() >= small.items()
+    assert len(list((summary.exports["coco"] / "images").iterdir())) == 13
+    other = finished(generate(toy_plan(tmp_path), to=tmp_path / "at once", overrides=["target=13"]))
+    first, second = (
+        {name: data for name, (data, _) in tree(each.run / "exports/coco").items()} for each in (summary, other)
+    )
+    assert first == second
+
+
+def test_a_smaller_target_is_the_beginning_of_the_larger(tmp_path: Path):
+    generate(toy_plan(tmp_path))
+    shards = tree(tmp_path / "my run/shards")
+    summary = finished(generate(toy_plan(tmp_path), overrides=["target=4"]))
+    names = [sample.recipe.id for sample in open_run(summary.run).store.accepted(4)]
+    assert [path.stem for path in sorted((summary.exports["coco"] / "images").iterdir())] == names
+    assert tree(tmp_path / "my run/shards") == shards
+
+
+def test_a_removed_export_is_made_again_from_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    summary = finished(generate(toy_plan(tmp_path)))
+    before = {name: data for name, (data, _) in tree(summary.exports["coco"]).items()}
+    for path in sorted(summary.exports["coco"].rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    summary.exports["coco"].rmdir()
+    monkeypatch.setattr(toys.Noise, "render", None)
+    generate(toy_plan(tmp_path))
+    assert {name: data for name, (data, _) in tree(summary.exports["coco"]).items()} == before
+
+
+def test_the_folder_of_another_plan_is_refused_and_kept(tmp_path: Path):
+    generate(toy_plan(tmp_path))
+    before = tree(tmp_path / "my run")
+    with pytest.raises(UserError, match=r"seed: 0 there, 3 in the plan"):
+        generate(toy_plan(tmp_path), overrides=["seed=3"])
+    assert tree(tmp_path / "my run") == before
+
+
+def test_a_mistake_leaves_no_folder_behind(tmp_path: Path):
+    for override in ("generator.sid=3", "source.slots.extra=[x]", "source.templates=['{lok}']", "target=x"):
+        with pytest.raises(UserError):
+            generate(toy_plan(tmp_path), overrides=[override])
+    assert not (tmp_path / "my run").exists()
+
+
+def test_a_poor_yield_is_told(tmp_path: Path):
+    file = toy_plan(tmp_path, filters=[{"kind": "confidence", "minimum": 1.0}], yield_after=8)
+    with pytest.raises(UserError, match=r"only 0 of 8 pictures were accepted, .* low confidence \(8\)"):
+        generate(file)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path):
+    summary = finished(generate(toy_plan(tmp_path)))
+    tar = summary.run / "shards/000000.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1])
+    generate(toy_plan(tmp_path))
+    assert tar.read_bytes() == whole
+
+
+def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(tmp_path: Path, site: Path):
+    file = toy_plan(tmp_path, target=400, generator={"kind": "noise", "pause": 0.1})
+    process = toys.command(site, "generate", file)
+    shards = tmp_path / "my run/shards"
+    while not list(shards.glob("*.done.json")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "stopping after this batch" in told
+    assert "go on with" in told
+    assert "datagen generate" in told
+    assert "Traceback" not in told
+    assert not list(shards.glob(".*.tmp"))
+    assert not (tmp_path / "my run/exports").exists()
+    kept = tree(shards)
+    target = sum(len(shard.accepted) for shard in open_run(tmp_path / "my run").store.contiguous())
+    generate(file, overrides=[f"target={target + 1}"])
+    assert tree(shards).items() >= kept.items()
+
+
+@pytest.mark.parametrize("name", ["demo", "stable_diffusion"])
+def test_the_plans_that_come_along_are_valid(name: str):
+    file = Path(__file__).parents[2] / f"configs/{name}.yaml"
+    plan = load_plan(file)
+    assert plan.labeller.kind == "decoded"
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def test_the_demo_asks_for_what_the_pocket_world_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from datagen.pocket.world import TAXONOMY
+
+    plan = load_plan(Path(__file__).parents[2] / "configs/demo.yaml", ["labeller={kind: brightness}"])
+    monkeypatch.setattr(toys.Brightness, "taxonomy", TAXONOMY)
+    monkeypatch.chdir(tmp_path)
+    source = build_parts(plan).source
+    recipes = [source.recipe(index) for index in range(plan.target)]
+    assert len({recipe.prompt for recipe in recipes}) > plan.target * 0.8
+    assert {name for recipe in recipes for name in recipe.wanted} >= {"car", "person", "building"}

@@ -1,0 +1,252 @@
+"""A folder of photographs becomes a dataset, picture by picture, and nothing is lost on the way."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from datagen import labelling
+from datagen.datasets.coco import Coco
+from datagen.fitting import fit_from_plan
+from datagen.labelling import LabelSummary
+from datagen.validation import validate
+from decoders.errors import UserError
+from decoders.labels import DenseMap
+from tests.datagen.made_up import tree
+from tests.datagen.test_fitting import photographs, write_plan
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, pipelines: Mapping[str, Path]) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    plan = write_plan(folder / "plan.yaml", pipelines["sd1"], photographs(folder / "few", 3))
+    return fit_from_plan(plan, None, ["fit.updates=4", "fit.evaluations=1"], QUIET).reader
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures of three sizes, formats and depths of folder."""
+    root = tmp_path / "mine é"
+    (root / "sub folder").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (
+        ("a.jpg", (48, 64)),
+        ("b.JPEG", (48, 64)),
+        ("sub folder/c.png", (37, 53)),
+        ("d é.webp", (37, 53)),
+    ):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / name)
+    Image.fromarray(rng.integers(0, 256, (70, 41), np.uint8)).save(root / "e.tif")
+    (root / "notes.txt").write_text("not a picture", encoding="utf-8")
+    return root
+
+
+def label(reader: Path, folder: Path, to: Path, **settings: Any) -> LabelSummary:
+    return labelling.label(reader, folder, to=to, console=QUIET, **settings)
+
+
+def test_a_labelled_folder_is_a_sound_dataset(reader: Path, folder: Path, tmp_path: Path):
+    summary = label(reader, folder, tmp_path / "out")
+    assert (summary.labelled, summary.were_there, summary.skipped) == (5, 0, {})
+    report = validate(tmp_path / "out")
+    assert report.sound
+    assert report.pictures == 5
+    for path in (
+        folder / "a.jpg",
+        folder / "b.JPEG",
+        folder / "sub folder/c.png",
+        folder / "d é.webp",
+        folder / "e.tif",
+    ):
+        assert (tmp_path / "out/images" / path.name).read_bytes() == path.read_bytes()
+    written = json.loads((tmp_path / "out/annotations/instances.json").read_text(encoding="utf-8"))
+    sizes = {picture["file_name"]: (picture["height"], picture["width"]) for picture in written["images"]}
+    assert sizes == {"a.jpg": (48, 64), "b.JPEG": (48, 64), "c.png": (37, 53), "d é.webp": (37, 53), "e.tif": (70, 41)}
+    assert all(picture["semantic_file"].startswith("semantic/") for picture in written["images"])
+    assert {category["id"]: category["name"] for category in written["categories"]} == {1: "road", 2: "car", 3: "sky"}
+
+
+def test_the_company_a_picture_is_in_does_not_matter(reader: Path, folder: Path, tmp_path: Path):
+    label(reader, folder, tmp_path / "all")
+    (tmp_path / "alone").mkdir()
+    (folder / "d é.webp").rename(tmp_path / "alone" / "d é.webp")
+    label(reader, tmp_path / "alone", tmp_path / "one")
+    together, alone = (Coco(root=tmp_path / name).load("d é").labels["semantic"] for name in ("all", "one"))
+    assert isinstance(together, DenseMap)
+    assert isinstance(alone, DenseMap)
+    np.testing.assert_array_equal(together.values, alone.values)
+
+
+def test_stopped_at_any_picture_it_goes_on_to_the_same_bytes(
+    reader: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    label(reader, folder, tmp_path / "whole")
+    add = labelling.CocoWriter.add
+    for count in (2, 0, 1):  # pictures until the next stop
+        left = [count]
+
+        def dies(*arguments: Any, left: list[int] = left) -> None:
+            if not left[0]:
+                raise InterruptedError
+            left[0] -= 1
+            add(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(labelling.CocoWriter, "add", dies)
+            with pytest.raises(InterruptedError):
+                label(reader, folder, tmp_path / "parts")
+    summary = label(reader, folder, tmp_path / "parts")
+    assert summary.were_there == 3
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    again = label(reader, folder, tmp_path / "parts")
+    assert again.were_there == 5
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+
+
+def test_new_pictures_join_a_finished_dataset(reader: Path, folder: Path, tmp_path: Path):
+    late = folder / "a.jpg"
+    kept = late.read_bytes()
+    late.unlink()
+    label(reader, folder, tmp_path / "grown")
+    late.write_bytes(kept)
+    assert label(reader, folder, tmp_path / "grown").were_there == 4
+    label(reader, folder, tmp_path / "at once")
+    assert tree(tmp_path / "grown") == tree(tmp_path / "at once")
+
+
+def test_unreadable_pictures_are_all_named_before_anything_is_labelled(reader: Path, folder: Path, tmp_path: Path):
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "z.png").write_bytes(b"")
+    with pytest.raises(UserError) as told:
+        label(reader, folder, tmp_path / "out")
+    for part in ("2 of 6 pictures", "a.jpg", "z.png", "--skip-unreadable", "replace or remove"):
+        assert part in str(told.value)
+    summary = label(reader, folder, tmp_path / "out", skip_unreadable=True)
+    assert summary.labelled == 4
+    assert [Path(path).name for path in summary.skipped] == ["a.jpg", "z.png"]
+    assert "2 pictures could not be read" in str(summary)
+    assert validate(tmp_path / "out").pictures == 4
+    (folder / "a.jpg").write_bytes(whole)
+    (folder / "z.png").unlink()
+    assert label(reader, folder, tmp_path / "out").labelled == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "holds no picture"),
+        ({"x.txt": b""}, "holds no picture"),
+        ({"one.jpg": b"", "one.png": b""}, "share the name 'one'"),
+    ],
+)
+def test_folders_that_cannot_be_labelled(files: dict[str, bytes], told: str, reader: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        label(reader, tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_nothing_but_damaged_pictures(reader: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        label(reader, tmp_path / "in", tmp_path / "out", skip_unreadable=True)
+
+
+def test_missing_folders_and_readers(reader: Path, folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="folder of pictures not found"):
+        label(reader, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match="is not a reader: no such folder"):
+        label(tmp_path / "nowhere", folder, tmp_path / "out")
+    with pytest.raises(UserError, match="lies within the folder of pictures"):
+        label(reader, folder, folder / "labelled")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_refused_before_any_weight_loads(
+    reader: Path, folder: Path, tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("decoders.checkpoint.load_checkpoint", load)
+    with pytest.raises(UserError, match="was fitted on a model with digest"):
+        label(reader, folder, tmp_path / "out", model=str(pipelines["xl"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_another_batch_size_or_of_something_else_is_left_alone(reader: Path, folder: Path, tmp_path: Path):
+    label(reader, folder, tmp_path / "out", batch_size=2)
+    before = tree(tmp_path / "out")
+    with pytest.raises(UserError, match="holds a dataset of other settings"):
+        label(reader, folder, tmp_path / "out", batch_size=3)
+    assert tree(tmp_path / "out") == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/diary.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="not empty"):
+        label(reader, folder, tmp_path / "full")
+
+
+def test_a_picture_turned_by_its_camera_is_labelled_upright(reader: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((40, 64, 3), np.uint8)).save(content, format="JPEG", exif=exif)
+    (tmp_path / "in/turned.jpg").write_bytes(content.getvalue())
+    label(reader, tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out/images/turned.jpg").read_bytes() == content.getvalue()
+    with Image.open(tmp_path / "out/semantic/turned.png") as semantic:
+        assert semantic.size == (40, 64)
+
+
+def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(reader: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / f"in/{number:03d}.png")
+    out = tmp_path / "out put"
+    command = [
+        sys.executable,
+        "-m",
+        "datagen",
+        "label",
+        "--reader",
+        str(reader),
+        str(tmp_path / "in"),
+        "--to",
+        str(out),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command += ["--batch-size", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while process.poll() is None and len(list(out.glob("parts/*.png.json"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "stopping after this batch" in told
+    assert "go on with" in told
+    assert f"--to '{out}'" in told
+    written = len(list(out.glob("parts/*.png.json")))
+    assert 2 <= written < 30
+    assert not (out / "annotations").exists()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert f"30 labelled pictures ({written} from before)" in done.stdout
+    assert validate(out).sound

@@ -1,0 +1,91 @@
+"""Rendered scenes as annotated pictures and as a dataset."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from datagen.cli import app
+from datagen.datasets.coco import Coco
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.pocket.world import SEEDS, render_scene
+from datagen.validation import validate
+from decoders.errors import UserError
+from decoders.labels import DenseMap
+from tests.datagen.made_up import tree
+
+
+def test_scenes_are_the_worlds_own():
+    scenes = PocketScenes(count=3, seed=7, split="test")
+    assert len(scenes) == 3
+    expected = render_scene(SEEDS["test"][8])
+    np.testing.assert_array_equal(scenes[1].image, expected.image)
+    assert scenes[1].labels.keys() == {"semantic", "depth", "instances"}
+
+
+def test_size_and_withheld_domains_can_be_chosen():
+    wide = PocketScenes(count=1, height=64, width=96)
+    assert wide[0].image.shape == (64, 96, 3)
+    names = PocketScenes(count=40, held_out=True).names
+    domains = [PocketScenes(count=40, held_out=True, height=16, width=16).scene(name).domain for name in names]
+    assert any(domain.held_out for domain in domains)
+    assert not any(PocketScenes(count=40, height=16, width=16).scene(name).domain.held_out for name in names)
+
+
+def test_the_digest_tells_other_scenes():
+    digests = {
+        PocketScenes().digest,
+        PocketScenes(seed=1).digest,
+        PocketScenes(count=21).digest,
+        PocketScenes(split="test").digest,
+        PocketScenes(held_out=True).digest,
+        PocketScenes(width=160).digest,
+    }
+    assert len(digests) == 6
+    assert PocketScenes().digest in digests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"split": "training"}, r"unknown split 'training'; .*few_shot"),
+        ({"seed": 99_999, "count": 2}, r"scenes 99999..100000 of split 'few_shot' do not exist"),
+    ],
+)
+def test_scenes_that_do_not_exist(arguments: dict[str, object], told: str):
+    with pytest.raises(UserError, match=told):
+        PocketScenes(**arguments)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_verb_writes_the_truth_and_goes_on(tmp_path: Path):
+    def scenes(count: int, to: Path) -> str:
+        arguments = ["pocket", "scenes", "--count", str(count), "--seed", "3", "--to", str(to)]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "2 scenes in" in scenes(2, tmp_path / "out é")
+    first = tree(tmp_path / "out é")
+    scenes(2, tmp_path / "out é")
+    assert tree(tmp_path / "out é") == first
+    report = validate(tmp_path / "out é")
+    assert report.sound
+    assert report.self_score == pytest.approx(1.0)
+    written, truth = Coco(root=tmp_path / "out é")[0], PocketScenes(count=1, seed=3)[0]
+    np.testing.assert_array_equal(written.image, truth.image)
+    for task in ("semantic", "depth"):
+        ours, theirs = written.labels[task], truth.labels[task]
+        assert isinstance(ours, DenseMap)
+        assert isinstance(theirs, DenseMap)
+        np.testing.assert_array_equal(ours.valid, theirs.valid)
+        np.testing.assert_allclose(ours.values, theirs.values, atol=1 / 512)
+    done = CliRunner().invoke(app, ["pocket", "scenes", "--count", "3", "--to", str(tmp_path / "out é")])
+    assert done.exit_code == 2
+    assert "another folder" in done.stderr
+
+
+def test_updates_of_training_stages_are_checked():
+    done = CliRunner().invoke(app, ["pocket", "train", "--updates", "prior:300"])
+    assert done.exit_code == 2
+    assert "is not of the form stage=number" in done.stderr

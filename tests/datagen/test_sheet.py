@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datagen.exporters import Entry
+from datagen.exporters.coco import Coco
+from datagen.records import Verdict
+from datagen.runs import Run, claim
+from datagen.sheet import CELL_HEIGHT, contact_sheet, draw_sheet, spread
+from decoders.errors import UserError
+from decoders.labels import Taxonomy, metric_depth, semantic_map
+from tests.datagen.made_up import TAXONOMY, image, labels, objects, sample
+
+
+def _entry(number: int, height: int = 24, width: int = 40) -> Entry:
+    return Entry(f"{number}", image(number, height, width), labels(number, height, width), {"caption": f"№ {number}"})
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"), [(3, 16, [0, 1, 2]), (9, 3, [0, 4, 8]), (9, 1, [0]), (0, 4, [])]
+)
+def test_positions_are_spread(total: int, count: int, expected: list[int]):
+    assert spread(total, count) == expected
+
+
+def test_a_sheet_of_a_dataset_is_written_the_same_each_time(tmp_path: Path):
+    Coco().export([_entry(number) for number in range(5)], TAXONOMY, tmp_path / "set", {})
+    contact_sheet(tmp_path / "set", to=tmp_path / "ä 1.png", count=3)
+    contact_sheet(tmp_path / "set", to=tmp_path / "2.png", count=3)
+    assert (tmp_path / "ä 1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+    with Image.open(tmp_path / "2.png") as sheet:
+        assert sheet.height > 3 * CELL_HEIGHT
+
+
+def test_a_sheet_of_a_run_shows_accepted_samples_up_to_the_target(tmp_path: Path):
+    def run(name: str, numbers: list[int], verdicts: list[Verdict], target: int) -> Path:
+        claimed = claim(
+            Run(folder=tmp_path / name, plan={"target": target}, identity={"seed": 1}, taxonomy=TAXONOMY, versions={})
+        )
+        claimed.store.write(0, [sample(number) for number in numbers], verdicts)
+        contact_sheet(claimed.folder, to=tmp_path / f"{name}.png")
+        return tmp_path / f"{name}.png"
+
+    kept, bad = Verdict(keep=True), Verdict(keep=False, reason="no car")
+    mixed = run("mixed", [0, 1, 2, 3], [kept, bad, kept, kept], target=2)
+    assert mixed.read_bytes() == run("plain", [0, 2], [kept, kept], target=2).read_bytes()
+    with pytest.raises(UserError, match="no pictures"):
+        run("none", [0], [bad], target=2)
+
+
+def test_colors_mean_what_they_should():
+    """A grey picture, half sky and half void; depth from near (left) to far, with an invalid edge."""
+    grey = np.full((CELL_HEIGHT, 100, 3), 128, np.uint8)
+    ids = np.zeros((CELL_HEIGHT, 100), np.uint8)
+    ids[:, :50] = 1
+    meters = np.tile(np.linspace(1, 50, 100, dtype=np.float32), (CELL_HEIGHT, 1))
+    meters[:, 90:] = np.inf
+    sheet = draw_sheet([Entry("a", grey, {"semantic": semantic_map(ids), "depth": metric_depth(meters)}, {})], TAXONOMY)
+    row = sheet[sheet.shape[0] - CELL_HEIGHT].astype(int)
+    picture, overlay, depth = row[8:108], row[116:216], row[224:324]
+    assert (picture == 128).all()
+    expected = 0.4 * 128 + 0.6 * np.array(TAXONOMY.colors[0])
+    np.testing.assert_allclose(overlay[:50], np.tile(expected, (50, 1)), atol=1)
+    assert (overlay[50:] == 128).all()
+    brightness = depth.sum(axis=1)
+    assert brightness[5] > brightness[45] > brightness[85]
+    assert (depth[90:] == 0).all()
+
+
+def test_pictures_of_any_shape_and_missing_labels_fit():
+    tall = Entry("tall", image(0, 300, 16), {"instances": objects(300, 16)}, {})
+    entries = [_entry(0), _entry(1, 24, 400), tall, Entry("bare", image(0), {}, {})]
+    assert draw_sheet(entries, TAXONOMY).shape[0] > 4 * CELL_HEIGHT
+
+
+def test_objects_are_drawn_where_there_is_no_map_of_classes():
+    black = np.zeros((20, 33, 3), np.uint8)
+    sheet = draw_sheet([Entry("a", black, {"instances": objects()}, {})], TAXONOMY)
+    assert sheet.shape[1] > 33 + 2 * CELL_HEIGHT
+
+
+def test_long_captions_and_many_classes_wrap():
+    names = tuple(f"a class of number {number}" for number in range(60))
+    many = Taxonomy(names=names, is_thing=(False,) * 60, colors=((1, 2, 3),) * 60)
+    plain = draw_sheet([_entry(0)], many)
+    long = draw_sheet([_entry(0)._replace(extra={"caption": "word " * 300 + "ü 漢字"})], many)
+    assert long.shape[1] == plain.shape[1]
+    assert plain.shape[0] < long.shape[0] < plain.shape[0] + 60
+
+
+def test_nothing_to_show_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match="no pictures"):
+        draw_sheet([], TAXONOMY)
+    with pytest.raises(UserError, match="neither a run"):
+        contact_sheet(tmp_path, to=tmp_path / "a.png")

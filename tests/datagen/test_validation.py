@@ -1,0 +1,207 @@
+"""A sound dataset passes; each of many single faults is found and told in a sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datagen.coco_format import read_coco
+from datagen.exporters import Entry
+from datagen.exporters.coco import Coco
+from datagen.files import encode_png
+from datagen.instances import encode_mask
+from datagen.validation import score_against_itself, validate
+from decoders.errors import UserError
+from decoders.labels import InstanceSet
+from tests.datagen.made_up import TAXONOMY, image, labels, objects
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "dätä 1"
+    entries = [Entry(f"{n:08d}", image(n), labels(n) | {"instances": objects()}, {"caption": f"{n}"}) for n in range(2)]
+    Coco().export(entries, TAXONOMY, folder, {"description": "made up"})
+    return folder
+
+
+@pytest.fixture
+def dataset(sound: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(sound, tmp_path / "set"))
+
+
+def _change(folder: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "annotations" / f"{kind}.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def _found(folder: Path, *texts: str) -> None:
+    report = validate(folder)
+    assert not report.sound
+    for text in texts:
+        assert any(text in problem for problem in report.problems), report.problems
+    with pytest.raises(UserError, match="problems"):
+        report.require_sound()
+
+
+def test_a_sound_dataset_passes(sound: Path):
+    report = validate(sound)
+    assert report.sound, report
+    assert (report.pictures, report.objects, report.stuff_regions) == (2, 8, 4)
+    assert report.self_score == pytest.approx(1, abs=1e-9)
+    assert "is sound: 2 pictures, 8 objects (scored against themselves: AP 1.000)" in str(report)
+    report.require_sound()
+
+
+def _set(index: int, key: str, value: Any, table: str = "annotations") -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        data[table][index][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_set(0, "id", 0), "annotation id 0 is below 1"),
+        (_set(0, "id", 2), "annotation id 2 occurs 2 times"),
+        (_set(0, "image_id", 9), "belongs to image id 9, which is not in `images`"),
+        (_set(0, "category_id", 99), "has category id 99, which is not in `categories`"),
+        (_set(0, "area", 100), "has area 100.0, but its mask covers 91 pixels"),
+        (_set(0, "bbox", [2, 1, 9, 10]), "has bbox (2.0, 1.0, 9.0, 10.0), but its mask lies in (2.0, 1.0, 10.0, 10.0)"),
+        (_set(0, "score", 1.5), "has score 1.5"),
+        (_set(0, "score", None), "annotations.0.score"),
+        (_set(0, "iscrowd", 2), "annotations.0.iscrowd"),
+        (_set(0, "segmentation", {"size": [20, 33], "counts": "ü"}), "annotation 1 has the character 'ü'"),
+        (_set(0, "segmentation", {"size": [20, 33], "counts": "P"}), "annotation 1 has run lengths that end in the"),
+        (_set(0, "segmentation", {"size": [20, 33], "counts": "7"}), "has run lengths of 7 pixels in all"),
+        (_set(0, "segmentation", {"size": [33, 20], "counts": "0"}), "a mask of size (33, 20); expected the picture's"),
+        (_set(0, "segmentation", dict(encode_mask(np.zeros((20, 33), bool)))), "has an empty mask"),
+        (_set(0, "segmentation", []), "no outline or mask"),
+        (_set(0, "id", 2, "images"), "image id 2 occurs 2 times"),
+        (_set(0, "id", 0, "images"), "image id 0 is below 1"),
+        (_set(0, "width", 34, "images"), "is (20, 33) (height, width), but images say (20, 34)"),
+        (_set(0, "width", "33", "images"), "images.0.width"),
+        (_set(0, "file_name", "none.png", "images"), "picture not found"),
+        (_set(0, "depth_file", "depth/none.png", "images"), "label file not found"),
+        (_set(0, "depth_file", 3, "images"), "names 3 as depth_file"),
+        (_set(0, "caption", "other", "images"), "images of instances.json and stuff.json differ"),
+        (_set(0, "name", "other", "categories"), "categories of instances.json and stuff.json differ"),
+        (_set(0, "id", 3, "categories"), "category id 3 occurs 2 times"),
+        (_set(0, "semantic_id", 2, "categories"), "semantic ids of the categories are [2, 2, 3, 4]"),
+        (lambda data: data["info"].pop("depth"), "info.depth is None"),
+        (lambda data: data["info"]["depth"].update(dtype="uint8"), "holds uint16, expected uint8"),
+        (lambda data: data["info"]["depth"].update(scale=0), "info.depth is"),
+        (lambda data: data.pop("images"), "images: Field required"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_the_objects_is_found(dataset: Path, change: Callable[[dict[str, Any]], None], text: str):
+    _change(dataset, "instances", change)
+    _found(dataset, text)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_set(0, "category_id", 7), "stuff.json has classes [7, 12] for 00000000.png, but its semantic map [11, 12]"),
+        (_set(0, "category_id", 12), "two regions of one class for 00000000.png"),
+        (lambda data: data["annotations"].pop(0), "stuff.json has classes [12] for 00000000.png"),
+        (
+            lambda data: data["annotations"][0].update(
+                segmentation=encode_mask(np.eye(20, 33, dtype=bool)), area=20, bbox=[0, 0, 20, 20]
+            ),
+            "pixels of category 11",
+        ),
+    ],
+)
+def test_a_fault_in_the_stuff_is_found(dataset: Path, change: Callable[[dict[str, Any]], None], text: str):
+    _change(dataset, "stuff", change)
+    _found(dataset, text)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("images/00000000.png", None, "picture not found"),
+        ("images/00000000.png", b"half", "cannot be read"),
+        ("images/00000000.png", encode_png(image(0, 33, 20)), "image of 00000000.png is (33, 20)"),
+        ("semantic/00000001.png", encode_png(np.full((20, 33), 5, np.uint8)), "holds ids [5], expected 0..4"),
+        ("semantic/00000001.png", encode_png(np.full((20, 33), 1, np.uint8)), "but its semantic map [11]"),
+        ("semantic/00000001.png", encode_png(image(0)), "holds colours"),
+        ("depth/00000001.png", encode_png(np.ones((20, 33), np.uint8)), "holds uint8, expected uint16"),
+        ("depth/00000001.png", encode_png(np.ones((20, 32), np.uint16)), "depth of 00000001.png is (20, 32)"),
+        ("annotations/stuff.json", None, "stuff.json; check the path"),
+        ("annotations/instances.json", b"{", "is not of the COCO form"),
+        ("parts/settings.json", b"{}", "the dataset was not finished"),
+    ],
+)
+def test_a_fault_in_a_file_is_found(dataset: Path, file: str, content: bytes | None, text: str):
+    path = dataset / file
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    _found(dataset, text)
+
+
+def test_a_cut_picture_is_found(dataset: Path):
+    path = dataset / "images" / "00000001.png"
+    path.write_bytes(path.read_bytes()[:-300])
+    _found(dataset, "00000001.png cannot be read")
+
+
+def test_more_than_a_hundred_objects_score_one(tmp_path: Path):
+    """pycocotools' default of 100 detections a picture would cap this at 0.66."""
+    masks = np.zeros((150, 20, 33), bool)
+    masks[np.arange(150), np.arange(150) // 33, np.arange(150) % 33] = True
+    many = InstanceSet(
+        masks=masks,
+        category_ids=np.full(150, 2, np.int64),
+        scores=np.linspace(0, 1, 150, dtype=np.float32),
+        is_crowd=np.zeros(150, bool),
+    )
+    Coco().export([Entry("a", image(), {"instances": many}, {})], TAXONOMY, tmp_path, {})
+    report = validate(tmp_path)
+    assert report.sound
+    assert report.self_score == pytest.approx(1, abs=1e-9)
+
+
+def test_the_scorer_can_fail(dataset: Path):
+    """Of two objects, one with id 0, the scorer counts one as unmatched."""
+    _change(dataset, "instances", _set(0, "id", 0))
+    score = score_against_itself(read_coco(dataset / "annotations" / "instances.json"))
+    assert score is not None
+    assert score < 0.99
+
+
+def test_only_crowds_have_no_score(tmp_path: Path):
+    crowd = InstanceSet(
+        masks=np.ones((1, 20, 33), bool),
+        category_ids=np.array([2], np.int64),
+        scores=np.ones(1, np.float32),
+        is_crowd=np.ones(1, bool),
+    )
+    Coco().export([Entry("a", image(), {"instances": crowd}, {})], TAXONOMY, tmp_path, {})
+    report = validate(tmp_path)
+    assert report.sound
+    assert report.self_score is None
+
+
+def test_a_folder_without_a_dataset_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"is no dataset: .*instances\.json not found; give the folder"):
+        validate(tmp_path)
+
+
+def test_a_long_list_is_cut(dataset: Path):
+    def change(data: dict[str, Any]) -> None:
+        data["annotations"] = [{**data["annotations"][0], "area": number} for number in range(40)]
+
+    _change(dataset, "instances", change)
+    assert str(validate(dataset)).count("\n") == 21
