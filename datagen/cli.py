@@ -104,7 +104,7 @@ def datagen(
 ) -> None: ...
 
 
-@app.command(cls=_WithSettings, epilog="Example: datagen generate configs/demo.yaml --to runs/demo --set count=128")
+@app.command(cls=_WithSettings, epilog="Example: datagen generate configs/demo.yaml --to runs/demo --set target=128")
 def generate(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     to: Annotated[

@@ -193,6 +193,15 @@ def test_a_generator_that_loses_pictures_is_a_bug(tmp_path: Path):
         made(factory(tmp_path, generator=Loses()))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a foreground shell; jobs in the background are born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_signal_asks_and_the_second_interrupts():
     told: list[str] = []
     before = signal.getsignal(signal.SIGINT)
