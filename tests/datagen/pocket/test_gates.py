@@ -101,6 +101,7 @@ def _report() -> dict[str, Any]:
         "updates": {"vae": 6000, "prior": 16000},
         "parameters": 11_234_567,
         "bytes": 25_000_000,
+        "gates": {"psnr": True, "obedience": False},
     }
 
 
@@ -112,4 +113,6 @@ def test_the_card_says_what_was_measured() -> None:
     assert "| sky | - | - | 100% | - |" in text
     assert "- prior: 16,000 updates." in text
     assert "11.2 million parameters, 25.0 MB" in text
+    assert "at least\n27; passed)" in text
+    assert "for both forms; not passed)" in text
     assert "{" not in text

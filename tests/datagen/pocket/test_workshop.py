@@ -36,7 +36,11 @@ def test_from_nothing_to_a_shipped_model_and_on(tmp_path: Path, capsys: pytest.C
     folder, weights = tmp_path / "cache", tmp_path / "weights"
     with pytest.raises(UserError, match=r"no trained codec.*--stages vae"):
         _train(("latents",), folder, weights)
-    _train((*STAGES, "vae_decoder", "export"), folder, weights)
+    _train((*STAGES[:-1], "vae_decoder", "export"), folder, weights)
+    assert not json.loads((weights / "measured.json").read_text())["gates"]["obedience"]
+    assert "**not measured** for these weights" in (weights / "README.md").read_text()
+
+    _train(("judge", "export"), folder, weights)
     assert sorted(path.name for path in (folder / "prior").iterdir()) == [
         "checkpoint.safetensors",
         "log.jsonl",
@@ -47,6 +51,7 @@ def test_from_nothing_to_a_shipped_model_and_on(tmp_path: Path, capsys: pytest.C
     report = json.loads((weights / "measured.json").read_text())
     assert report["updates"] == UPDATES
     assert set(report["gates"]) == {"psnr", "obedience"}
+    assert "not measured" not in (weights / "README.md").read_text()
     assert (weights / "README.md").read_text().startswith("---\nlicense: apache-2.0")
     assert (weights / "samples.jpg").stat().st_size < 400_000
     assert not list(tmp_path.glob("weights.*"))
