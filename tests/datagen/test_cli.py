@@ -60,7 +60,7 @@ def test_set_takes_one_or_several(typed: list[str], settings: list[str], monkeyp
             2,
             "the disk is full while writing runs/a.tar",
         ),
-        (KeyboardInterrupt(), 130, "go on with\n  datagen "),
+        (KeyboardInterrupt(), 130, "go on with\n  datagen"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(
