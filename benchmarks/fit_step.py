@@ -56,7 +56,7 @@ def sd15() -> Checkpoint:
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet_class(cross_attention_dim=768, attention_head_dim=8),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
