@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import nn
@@ -13,6 +14,7 @@ from datagen.pocket import card, gates, loop, prior, text, vae
 from tests.datagen.pocket.conftest import CAPTIONS, log_of
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_text_encoder_learns_too(
     tiny_prior: prior.Prior, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:

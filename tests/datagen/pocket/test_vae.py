@@ -16,6 +16,7 @@ def _train(codec: vae.AutoencoderKL, scenes: ScenePool, folder: Path, *, decoder
     return vae.train(codec, scenes, scenes, folder=folder, schedule=schedule, batch_size=4, decoder_only=decoder_only)
 
 
+@pytest.mark.slow
 def test_training_and_polishing_raise_the_psnr(tiny_vae: vae.AutoencoderKL, scenes: ScenePool, tmp_path: Path) -> None:
     start = vae.psnr_by_look(tiny_vae, scenes)["psnr"]
     trained = _train(tiny_vae, scenes, tmp_path / "vae", decoder_only=False)

@@ -31,6 +31,7 @@ def _train(stages: tuple[str, ...], folder: Path, weights: Path, updates: dict[s
     train(stages, folder=folder, weights=weights, scenes=4, judge_scenes=4, workers=1, threads=1, updates=updates)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_from_nothing_to_a_shipped_model_and_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, weights = tmp_path / "cache", tmp_path / "weights"

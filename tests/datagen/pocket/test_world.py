@@ -111,6 +111,7 @@ def test_counts_read_like_english() -> None:
     assert count_phrase(12, "car", "blue") == "many blue cars"
 
 
+@pytest.mark.slow
 def test_colour_alone_does_not_solve_the_world() -> None:
     """Guard: the best class per colour, counted on 120 scenes, stays below 0.30 mIoU on 40 others."""
     classes = len(world.TAXONOMY)
