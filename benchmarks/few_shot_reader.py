@@ -28,7 +28,7 @@ from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.fitting import load_fit_plan
 from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
 from decoders.decoder import Trunk, TrunkFeatures
-from decoders.features import FeatureBundle, FeatureSpec, Perceiver
+from decoders.features import FeatureBundle, FeatureSpec, Perceiver, to_pixels
 from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import Reader, fit_reader
 from decoders.settings import DecoderSettings, FitSettings
@@ -44,8 +44,7 @@ class PictureOnly:
     spec = FeatureSpec(model_digest="", strides=(), channels=(), attention_maps=(), settings={})
 
     def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
-        picture = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return FeatureBundle(image=picture, levels=(), attention=())
+        return FeatureBundle(image=to_pixels(images, torch.device("cpu")), levels=(), attention=())
 
 
 class UnetTrunk(Trunk):

@@ -194,7 +194,7 @@ def _fit(
             on_progress=tell,
         )
     # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
-    dtype = str(model.checkpoint.dtype).removeprefix("torch.")
+    dtype = model.checkpoint.precision
     reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
     return reader
 

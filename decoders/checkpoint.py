@@ -72,6 +72,11 @@ class Checkpoint:
         return self.vae.config["latent_channels"]
 
     @property
+    def precision(self) -> str:
+        """Its number format as a plan's `dtype:` names it, such as float32."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def vae_scale_factor(self) -> int:
         """Picture pixels per latent cell, in each direction."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)

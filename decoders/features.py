@@ -87,6 +87,13 @@ class FeatureBundle:
         )
 
 
+def to_pixels(
+    images: UInt8[np.ndarray, "batch height width 3"], device: torch.device
+) -> Float[Tensor, "batch 3 height width"]:
+    """Pictures as every diffusion model sees them, -1..1; copied, as arrays read from files may be read-only."""
+    return torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 @runtime_checkable
 class Perceiver(Protocol):
     """Anything that turns pictures into features: a diffusion UNet now, a DiT later."""

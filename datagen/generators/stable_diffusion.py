@@ -80,7 +80,7 @@ class StableDiffusion:
             **self._size,
         ).images
         if not np.isfinite(pictures).all():
-            dtype = str(self._model.checkpoint.dtype).removeprefix("torch.")
+            dtype = self._model.checkpoint.precision
             raise UserError(
                 f"the model draws pixels that are no numbers (NaN) in {dtype}, expected colours; its activations "
                 "overflow: set model.dtype to bfloat16 or float32"

@@ -87,6 +87,6 @@ class Decoded:
         from decoders.perceivers.unet import UnetPerceiver
 
         checkpoint = self._model.checkpoint
-        if str(checkpoint.dtype) != f"torch.{manifest.perceiver['dtype']}":  # another number format, other features
+        if checkpoint.precision != manifest.perceiver["dtype"]:  # another number format, other features
             checkpoint = model_of(self._folder, manifest).checkpoint
         return UnetPerceiver.from_settings(checkpoint, manifest.perceiver)

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from datagen.pocket import loop
 from datagen.pocket.scene_cache import ScenePool
-from datagen.pocket.vae import to_tensor
 from datagen.pocket.world import TAXONOMY
 from decoders.errors import UserError
+from decoders.features import to_pixels
 
 
 def build() -> nn.Module:
@@ -44,7 +44,7 @@ def train(
     def loss(step: int) -> Mapping[str, Tensor]:
         random = loop.stream(seed, step)
         chosen = torch.randint(len(scenes), (batch_size,), generator=random).numpy()
-        pictures = to_tensor(scenes.images[chosen], device)
+        pictures = to_pixels(scenes.images[chosen], device)
         truth = torch.from_numpy(scenes.semantic[chosen]).to(device).long() - 1
         flips = torch.rand(batch_size, generator=random) < 0.5
         pictures[flips], truth[flips] = pictures[flips].flip(-1), truth[flips].flip(-1)
@@ -74,7 +74,7 @@ def segment(
     parts: list[np.ndarray] = []
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
-            logits = network(to_tensor(images[start : start + batch_size], device))
+            logits = network(to_pixels(images[start : start + batch_size], device))
             parts.append((logits.argmax(dim=1) + 1).byte().cpu().numpy())
     return np.concatenate(parts)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from datagen.pocket import loop
 from datagen.pocket.scene_cache import ScenePool
+from decoders.features import to_pixels
 from decoders.files import write_atomic
 
 CROP = 64
@@ -51,11 +52,6 @@ def decode(vae: AutoencoderKL, latents: Float[Tensor, "batch channels rows colum
     return cast(Any, vae.decode(cast(Any, latents))).sample
 
 
-def to_tensor(images: UInt8[np.ndarray, "batch height width 3"], device: torch.device) -> Float[Tensor, "batch 3 h w"]:
-    """Pictures as the codec sees them, -1..1."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def to_images(pictures: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -67,7 +63,7 @@ def reconstruct(
     parts: list[np.ndarray] = []
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
-            pictures = to_tensor(images[start : start + batch_size], vae.device)
+            pictures = to_pixels(images[start : start + batch_size], vae.device)
             parts.append(to_images(decode(vae, encode(vae, pictures).mode())))
     return np.concatenate(parts)
 
@@ -126,7 +122,7 @@ def train(
             ]
         )
         flips = torch.rand(batch_size, generator=random) < 0.5
-        pictures = to_tensor(crops, vae.device)
+        pictures = to_pixels(crops, vae.device)
         pictures[flips] = pictures[flips].flip(-1)
         with loop.half_precision(vae.device):
             posterior = encode(vae, pictures)
@@ -168,7 +164,7 @@ def encode_all(
         parts: list[Tensor] = []
         with torch.no_grad():
             for start in range(0, len(images), batch_size):
-                pictures = to_tensor(images[start : start + batch_size], vae.device)
+                pictures = to_pixels(images[start : start + batch_size], vae.device)
                 both = [encode(vae, view).mode().half().cpu() for view in (pictures, pictures.flip(-1))]
                 parts.append(torch.stack(both, dim=1))
                 if start % (batch_size * 50) == 0:

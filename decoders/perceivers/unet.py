@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decoders.checkpoint import Checkpoint, choose_device, choose_dtype
 from decoders.errors import UserError
-from decoders.features import FeatureBundle, FeatureSpec
+from decoders.features import FeatureBundle, FeatureSpec, to_pixels
 from decoders.phrases import ReadingContext, reading_context
 from decoders.references import ModelReference, digest, locate_model
 from decoders.unet_pass import coarsest_cell, expand_layers, read_unet
@@ -120,7 +120,7 @@ class UnetPerceiver:
         """
         self._check_size(*images.shape[1:3])
         checkpoint, reading = self.checkpoint, self.reading
-        pixels = torch.from_numpy(images.copy()).to(checkpoint.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = to_pixels(images, checkpoint.device)
         with checkpoint.bare(keep_loras=reading.keep_loras):
             clean = checkpoint.encode(pixels)
             generator = torch.Generator("cpu").manual_seed(reading.noise_seed)
@@ -155,7 +155,7 @@ class UnetPerceiver:
 
     def _check_finite(self, tensors: tuple[Tensor, ...]) -> None:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            dtype = _name(self.checkpoint.dtype)
+            dtype = self.checkpoint.precision
             remedy = (
                 "the weights or the picture are damaged: check the model's files"
                 if self.checkpoint.dtype == torch.float32

@@ -8,6 +8,7 @@ import torch
 
 from datagen.pocket import loop, vae
 from datagen.pocket.scene_cache import ScenePool
+from decoders.features import to_pixels
 from tests.datagen.pocket.conftest import log_of
 
 
@@ -39,7 +40,7 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    assert np.array_equal(vae.to_images(vae.to_tensor(images, torch.device("cpu"))), images)
+    assert np.array_equal(vae.to_images(to_pixels(images, torch.device("cpu"))), images)
 
 
 def test_latents_hold_each_picture_and_its_mirror_image(
