@@ -1,6 +1,7 @@
 """The verb `label`: a folder of pictures becomes a labelled COCO dataset."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import filecmp
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -57,7 +58,7 @@ def label(
     """Label the pictures of a folder and its subfolders, each at its own size; run again, it goes on where it was.
 
     Picture files are copied unchanged. All are opened before the first is labelled, so that a damaged one is told at
-    the beginning and not after hours.
+    the beginning and not after hours. Pictures that came since, from this folder or another one, are added to `to`.
 
     Args:
         reader: folder written by `datagen fit`.
@@ -68,8 +69,8 @@ def label(
         console: where progress is told; stderr when None.
 
     Raises:
-        UserError: no picture there, one that cannot be read, or two of one name; the reader or its model is missing or
-            another one; `to` holds something else.
+        UserError: no picture there, one that cannot be read, or two of one name, one of them in `to` maybe; the reader
+            or its model is missing or another one; `to` holds something else.
         KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
     """
     manifest = ReaderManifest.read(reader)
@@ -84,6 +85,7 @@ def label(
     }
     writer = CocoWriter(to, manifest.taxonomy, info=info)
     todo = [path for path in files if not writer.has(path.name)]
+    _check_same(set(files) - set(todo), to)
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     with meter("check", console=console) as tick:
         sizes, damaged = _open_all(todo, tick)
@@ -134,6 +136,16 @@ def _list_pictures(images: Path, to: Path) -> Mapping[str, Path]:
     if not found:
         raise UserError(f"{images} holds no picture (.png, .jpg, .webp, .bmp, .tif); check the path")
     return found
+
+
+def _check_same(labelled: Iterable[Path], to: Path) -> None:
+    """Refuse a picture that bears the name of a labelled one and is another: its label would be missing silently."""
+    for path in sorted(labelled):
+        if not filecmp.cmp(path, to / "images" / path.name, shallow=False):
+            raise UserError(
+                f"{to} holds the labels of another picture named {path.name} than {path}; label into a new folder, or "
+                "rename the picture"
+            )
 
 
 def _open_all(paths: Sequence[Path], tick: Tick) -> tuple[dict[Path, Size], dict[Path, str]]:

@@ -127,6 +127,17 @@ def test_new_pictures_join_a_finished_dataset(reader: Path, folder: Path, tmp_pa
     assert tree(tmp_path / "grown") == tree(tmp_path / "at once")
 
 
+def test_another_picture_of_a_labelled_one_s_name_is_refused(reader: Path, folder: Path, tmp_path: Path):
+    label(reader, folder, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (64, 48)).save(other / "a.jpg")
+    with pytest.raises(UserError, match=r"another picture named a\.jpg than .*other.*; label into a new folder"):
+        label(reader, other, tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+
+
 def test_unreadable_pictures_are_all_named_before_anything_is_labelled(reader: Path, folder: Path, tmp_path: Path):
     whole = (folder / "a.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
