@@ -1,4 +1,4 @@
-"""A contact sheet: the first thing to look at. One row per picture, its labels beside it."""
+"""A contact sheet: the first thing to look at. Pictures, each with its labels beside it."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from decoders.files import write_atomic
 from decoders.labels import CATEGORY, DenseMap, InstanceSet, Label, Taxonomy
 
 CELL_HEIGHT = 192
-"""Pixels of a row's pictures; their widths follow."""
+"""Pixels of every picture; their widths follow."""
 _WIDEST_CELL = 2 * CELL_HEIGHT
 _GAP = 8
 _FONT_SIZE = 13
@@ -75,9 +75,10 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def draw_sheet(items: Sequence[Entry], taxonomy: Taxonomy) -> UInt8[np.ndarray, "height width 3"]:
-    """Rows of picture, overlay of each map of classes, each other map (near is bright, invalid black).
+    """Blocks of picture, overlay of each map of classes, each other map (near is bright, invalid black).
 
-    Objects are drawn where no map of classes shows them. A legend stands above, `extra["caption"]` below each row.
+    Objects are drawn where no map of classes shows them. A legend stands above, `extra["caption"]` below each block;
+    there are as many blocks side by side as make the sheet about square.
 
     Raises:
         UserError: there is no picture.
@@ -86,13 +87,16 @@ def draw_sheet(items: Sequence[Entry], taxonomy: Taxonomy) -> UInt8[np.ndarray, 
         raise UserError("a contact sheet of no pictures; expected at least one")
     columns = _columns(items)
     ranges = {task: _range(items, task) for task in columns}
-    rows = [[_cell(pixels) for pixels in _panels(item, columns, ranges, taxonomy)] for item in items]
-    widths = [max(row[column].width for row in rows) for column in range(len(columns) + 1)]
-    width = sum(widths) + _GAP * (len(widths) + 1)
+    blocks = [[_cell(pixels) for pixels in _panels(item, columns, ranges, taxonomy)] for item in items]
+    widths = [max(block[column].width for block in blocks) for column in range(len(columns) + 1)]
+    block_width = sum(widths) + _GAP * len(widths)
+    abreast = _abreast(len(blocks), block_width, CELL_HEIGHT + _LINE + _GAP)
+    width = block_width * abreast + _GAP
     font = ImageFont.load_default(_FONT_SIZE)
     legend = list(_legend(taxonomy, font, width))
-    captions = [_wrapped(str(item.extra.get("caption") or item.name), font, width - 2 * _GAP) for item in items]
-    heights = [CELL_HEIGHT + _LINE * len(lines) + _GAP for lines in captions]
+    captions = [_wrapped(str(item.extra.get("caption") or item.name), font, block_width - _GAP) for item in items]
+    rows = [range(start, min(start + abreast, len(items))) for start in range(0, len(items), abreast)]
+    heights = [CELL_HEIGHT + _LINE * max(len(captions[index]) for index in row) + _GAP for row in rows]
     top = _GAP + _LINE * (max(line for line, _, _, _ in legend) + 1) + _GAP
     sheet = Image.new("RGB", (width, top + sum(heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -100,15 +104,21 @@ def draw_sheet(items: Sequence[Entry], taxonomy: Taxonomy) -> UInt8[np.ndarray, 
         y = _GAP + line * _LINE
         draw.rectangle((x, y + 2, x + 12, y + 14), fill=color, outline=_INK)
         draw.text((x + 18, y), name, fill=_INK, font=font)
-    for row, lines, height in zip(rows, captions, heights, strict=True):
-        x = _GAP
-        for cell, cell_width in zip(row, widths, strict=True):
-            sheet.paste(cell, (x, top))
-            x += cell_width + _GAP
-        for number, line in enumerate(lines):
-            draw.text((_GAP, top + CELL_HEIGHT + number * _LINE), line, fill=_INK, font=font)
+    for row, height in zip(rows, heights, strict=True):
+        for place, index in enumerate(row):
+            left = x = _GAP + place * block_width
+            for cell, cell_width in zip(blocks[index], widths, strict=True):
+                sheet.paste(cell, (x, top))
+                x += cell_width + _GAP
+            for number, text in enumerate(captions[index]):
+                draw.text((left, top + CELL_HEIGHT + number * _LINE), text, fill=_INK, font=font)
         top += height
     return np.array(sheet)
+
+
+def _abreast(count: int, width: int, height: int) -> int:
+    """How many of `count` blocks of a size stand side by side in the narrowest sheet that is no taller than wide."""
+    return next((columns for columns in range(1, count) if -(-count // columns) * height <= columns * width), count)
 
 
 def _columns(items: Sequence[Entry]) -> list[str]:

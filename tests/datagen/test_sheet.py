@@ -72,7 +72,18 @@ def test_colors_mean_what_they_should():
 def test_pictures_of_any_shape_and_missing_labels_fit():
     tall = Entry("tall", image(0, 300, 16), {"instances": objects(300, 16)}, {})
     entries = [_entry(0), _entry(1, 24, 400), tall, Entry("bare", image(0), {}, {})]
-    assert draw_sheet(entries, TAXONOMY).shape[0] > 4 * CELL_HEIGHT
+    height, width, _ = draw_sheet(entries, TAXONOMY).shape
+    assert height > 2 * CELL_HEIGHT
+    assert width > 2 * CELL_HEIGHT
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 40])
+def test_a_sheet_is_about_square_and_shows_every_picture(count: int):
+    white = np.full((CELL_HEIGHT, CELL_HEIGHT, 3), 255, np.uint8)
+    white[80:110, 80:110] = (250, 0, 3)  # a colour that no class and no ink has
+    sheet = draw_sheet([Entry(f"{number}", white, {}, {}) for number in range(count)], TAXONOMY)
+    assert (sheet == (250, 0, 3)).all(axis=2).sum() == 900 * count
+    assert count == 1 or 0.4 < sheet.shape[0] / sheet.shape[1] < 1.4
 
 
 def test_objects_are_drawn_where_there_is_no_map_of_classes():
