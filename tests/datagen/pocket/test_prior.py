@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -66,7 +66,7 @@ def test_the_pipeline_survives_the_disk_in_half_precision(
 
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert isinstance(loaded, StableDiffusionPipeline)
-    assert isinstance(loaded.scheduler, DDIMScheduler)
+    assert isinstance(loaded.scheduler, DDPMScheduler)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.vae.config["scaling_factor"] == 0.7
     assert loaded.unet.dtype == loaded.text_encoder.dtype == torch.float32
