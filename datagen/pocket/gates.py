@@ -20,7 +20,7 @@ from datagen.pocket.world import TAXONOMY, VISIBLE_PIXELS
 MIN_PSNR_DB = 27.0
 MIN_PRESENT = 0.80
 """Share of the classes asked for that the judge must find."""
-STEPS = 25
+STEPS = 50
 GUIDANCE = 3.0
 
 SHEET_PROMPTS = (
