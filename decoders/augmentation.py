@@ -5,15 +5,15 @@ takes seconds.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, DenseMap
-from decoders.resizing import Size, resize_image, resize_map
+from decoders.labels import AnnotatedImage, InstanceSet, Label
+from decoders.resizing import Size, resize_image, resize_label
 
 _BORDER_GREY = 127
 
@@ -51,7 +51,7 @@ def make_view(
         seed: what makes the draw unique, such as (run seed, picture number); the view number is added here.
 
     Raises:
-        UserError: a label differs from the picture in size or is not a dense map.
+        UserError: a label differs from the picture in size.
     """
     _check(picture)
     native = picture.image.shape[:2]
@@ -62,46 +62,38 @@ def make_view(
     scaled = (max(1, round(native[0] * cover * zoom)), max(1, round(native[1] * cover * zoom)))
     # A reader scales pictures by their short side; against that, this view shows things larger by `magnification`.
     magnification = cover * zoom / (min(size) / min(native)) if view else 1.0
-    labels = {name: _nearer(resize_map(label, scaled), magnification) for name, label in _dense(picture).items()}
+    labels = {name: _nearer(resize_label(label, scaled), magnification) for name, label in picture.labels.items()}
     image, labels = _move(
         resize_image(picture.image, scaled), labels, view, size, augmentation, int(stream.integers(2**31))
     )
     return AnnotatedImage(name=picture.name, image=image, labels=labels)
 
 
-def _dense(picture: AnnotatedImage) -> dict[str, DenseMap]:
-    return {name: label for name, label in picture.labels.items() if isinstance(label, DenseMap)}
-
-
 def _check(picture: AnnotatedImage) -> None:
     for name, label in picture.labels.items():
-        if not isinstance(label, DenseMap):
-            raise UserError(
-                f"picture {picture.name}: label {name} is a set of objects, and only per-pixel labels can be "
-                "augmented; leave it out"
-            )
-        if label.valid.shape != picture.image.shape[:2]:
+        size = label.masks.shape[1:] if isinstance(label, InstanceSet) else label.valid.shape
+        if size != picture.image.shape[:2]:
             raise UserError(
                 f"picture {picture.name} has {picture.image.shape[:2]} pixels (height, width), its {name} label "
-                f"{label.valid.shape}; both must be of one size"
+                f"{size}; both must be of one size"
             )
 
 
-def _nearer(label: DenseMap, magnification: float) -> DenseMap:
+def _nearer(label: Label, magnification: float) -> Label:
     """Lengths at a magnification: through the same lens, what looks twice as large is half as far away."""
-    if label.storage.unit != "m":
+    if isinstance(label, InstanceSet) or label.storage.unit != "m":
         return label
     return replace(label, values=(label.values / np.float32(magnification)).astype(np.float32))
 
 
 def _move(
     image: np.ndarray[Any, np.dtype[np.uint8]],
-    labels: dict[str, DenseMap],
+    labels: dict[str, Label],
     view: int,
     size: Size,
     augmentation: Augmentation,
     seed: int,
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, DenseMap]]:
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, Label]]:
     """Crop, mirror and recolour with albumentations; maps travel as masks, which it moves without interpolation."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version when imported
     import albumentations
@@ -119,24 +111,29 @@ def _move(
         span = (1 - augmentation.jitter, 1 + augmentation.jitter)
         hue = (-augmentation.jitter / 10, augmentation.jitter / 10)
         steps.append(albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=0.8))
-    masks = {
-        f"{name}/{part}": array
-        for name, label in labels.items()
-        for part, array in (
-            ("values", label.values),
-            ("valid", label.valid.astype(np.uint8)),
-            ("confidence", label.confidence),
-        )
-    }
+    masks = {f"{name}/{part}": array for name, label in labels.items() for part, array in _planes(label).items()}
     compose = albumentations.Compose(steps, additional_targets=dict.fromkeys(masks, "mask"), seed=seed)
     arrays: dict[str, Any] = {"image": image, **masks}
-    moved = compose(**arrays)
-    return np.ascontiguousarray(moved["image"]), {
-        name: DenseMap(
-            values=np.ascontiguousarray(moved[f"{name}/values"]),
-            valid=np.ascontiguousarray(moved[f"{name}/valid"].astype(bool)),
-            confidence=np.ascontiguousarray(moved[f"{name}/confidence"]),
-            storage=label.storage,
-        )
-        for name, label in labels.items()
-    }
+    moved = {name: np.ascontiguousarray(array) for name, array in compose(**arrays).items()}
+    return moved["image"], {name: _moved(label, f"{name}/", moved) for name, label in labels.items()}
+
+
+def _planes(label: Label) -> dict[str, np.ndarray]:
+    """A label as arrays of [height, width] or [height, width, channels]."""
+    if isinstance(label, InstanceSet):
+        return {str(index): mask.astype(np.uint8) for index, mask in enumerate(label.masks)}
+    return {"values": label.values, "valid": label.valid.astype(np.uint8), "confidence": label.confidence}
+
+
+def _moved(label: Label, prefix: str, planes: Mapping[str, np.ndarray]) -> Label:
+    """The label with what became of its planes; objects that left the view keep their place with an empty mask."""
+    if isinstance(label, InstanceSet):
+        masks = [planes[f"{prefix}{index}"].astype(bool) for index in range(len(label.masks))]
+        empty = np.zeros((0, *planes["image"].shape[:2]), bool)
+        return replace(label, masks=np.stack(masks) if masks else empty, keypoints_px=None)  # no task asks for them
+    return replace(
+        label,
+        values=planes[f"{prefix}values"],
+        valid=planes[f"{prefix}valid"].astype(bool),
+        confidence=planes[f"{prefix}confidence"],
+    )

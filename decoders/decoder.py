@@ -8,6 +8,7 @@ a light path that sees the picture itself makes edges sharp at full size.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -152,8 +153,8 @@ class PDecoder(nn.Module):
         self.trunk = trunk
         self.tasks = nn.ModuleDict(dict(tasks))
 
-    def forward(self, bundle: FeatureBundle) -> dict[str, Tensor]:
-        """Raw output of each task's head, (batch, outputs, height, width)."""
+    def forward(self, bundle: FeatureBundle) -> dict[str, Any]:
+        """Raw output of each task's head: tensors, the batch first."""
         features = self.trunk(bundle)
         return {name: task(features) for name, task in self.tasks.items()}
 

@@ -23,7 +23,7 @@ from decoders.manifest import MANIFEST_FILE, WEIGHTS_FILE, ReaderManifest
 from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
-from decoders.tasks import Task
+from decoders.tasks import Task, picture_of
 from decoders.training import TrunkBuilder, build_decoder, fit
 from decoders.weights import load_into, read_weights
 
@@ -71,7 +71,7 @@ class Reader:
                 for row, index in enumerate(batch):
                     for name, task in self._tasks.items():
                         native = images[index].shape[:2]
-                        labels[index][name] = task.read(outputs[name][row : row + 1], native)[0]
+                        labels[index][name] = task.read(picture_of(outputs[name], row), native)[0]
         return list(labels)
 
     def evaluate(self, annotated: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:

@@ -1,12 +1,13 @@
 """Pictures and maps at another size: one arithmetic for fitting and for reading, so that both see the same pixels."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from decoders.labels import DenseMap
+from decoders.labels import DenseMap, InstanceSet, Label
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -31,8 +32,11 @@ def resize_nearest(
     return array[rows[:, None], columns[None, :]]
 
 
-def resize_map(label: DenseMap, size: Size) -> DenseMap:
+def resize_label(label: Label, size: Size) -> Label:
     """A label at another size, nowhere blended."""
+    if isinstance(label, InstanceSet):
+        masks = resize_nearest(label.masks.transpose(1, 2, 0), size).transpose(2, 0, 1)
+        return replace(label, masks=np.ascontiguousarray(masks))
     return DenseMap(
         values=resize_nearest(label.values, size),
         valid=resize_nearest(label.valid, size),

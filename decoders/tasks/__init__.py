@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast, get_type_hints, runtime_checkable
+from typing import Any, Generic, Protocol, cast, get_type_hints, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
@@ -41,7 +42,11 @@ class Score(Protocol):
         ...
 
 
-class Task(nn.Module, ABC):
+OutputT = TypeVar("OutputT", bound=Tensor | tuple[Tensor, ...], default=Any)
+"""What a head gives: a tensor, or a named tuple of tensors; the batch is the first axis of each."""
+
+
+class Task(nn.Module, ABC, Generic[OutputT]):
     """Called as a module it is the task's head; options are the keyword-only arguments of its constructor.
 
     Subclasses take `(trunk, taxonomy, *, option=default, ...)` and raise `UserError` for options out of range.
@@ -56,7 +61,7 @@ class Task(nn.Module, ABC):
         """Measure on the fit set, before the first update, what loss or head depend on (class shares, mean depth)."""
 
     @abstractmethod
-    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch outputs height width"]: ...
+    def forward(self, features: TrunkFeatures) -> OutputT: ...
 
     @abstractmethod
     def target(self, label: Label) -> Shaped[Tensor, "channels height width"]:
@@ -67,18 +72,24 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(
-        self, output: Float[Tensor, "batch outputs height width"], target: Shaped[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, ""]:
+    def loss(self, output: OutputT, target: Shaped[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
         """Finite and differentiable also where nothing is valid."""
 
     @abstractmethod
-    def read(self, output: Float[Tensor, "batch outputs height width"], size: Size) -> list[Label]:
+    def read(self, output: OutputT, size: Size) -> list[Label]:
         """One label per picture of the batch, at `size`."""
 
     @abstractmethod
     def score(self) -> Score:
         """A fresh, empty score."""
+
+
+def picture_of(output: OutputT, index: int) -> OutputT:
+    """What a head gave for one picture, as a batch of one."""
+    rows = slice(index, index + 1)
+    if isinstance(output, Tensor):
+        return cast(OutputT, output[rows])
+    return cast(OutputT, type(output)(*(part[rows] for part in output)))
 
 
 def task_names() -> list[str]:

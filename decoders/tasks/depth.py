@@ -21,7 +21,7 @@ _CLOSE_RATIO = 1.25
 _SHARPEST_LOG_SCALE, _BLUNTEST_LOG_SCALE = -5.0, 1.0
 
 
-class Depth(Task):
+class Depth(Task[Tensor]):
     """Metric depth, found in log space.
 
     The head gives three numbers per pixel: the logarithm of the depth, the logarithm of the spread b of a Laplace

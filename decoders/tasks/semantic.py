@@ -18,7 +18,7 @@ _VOID = -1
 _HEAVIEST = 10.0
 
 
-class Semantic(Task):
+class Semantic(Task[Tensor]):
     """Classes 1..K; void pixels teach nothing and are never predicted. Background, where data have it, is an ordinary
     class.
 

@@ -9,7 +9,7 @@ from decoders.augmentation import Augmentation, make_view
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, metric_depth, semantic_map
 from decoders.resizing import resize_image, resize_nearest, round_size, working_size
-from tests.decoders.toy_world import toy_picture
+from tests.decoders.toy_world import toy_picture, truth_of
 
 PLAIN = Augmentation()
 NO_LIGHT = Augmentation(jitter=0.0)
@@ -115,16 +115,35 @@ def test_a_label_of_another_size_is_refused():
         make_view(picture, view=0, size=(8, 8), augmentation=PLAIN, seed=(0, 0))
 
 
-def test_objects_are_refused():
-    objects = InstanceSet(
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), view=st.integers(0, 20), size=st.tuples(st.integers(9, 70), st.integers(9, 70)))
+def test_objects_move_with_the_map(seed: int, view: int, size: tuple[int, int]):
+    """Overlapping objects, one of them perhaps cropped away, keep their number and order."""
+    masks = np.random.default_rng(seed).random((3, 40, 50)) < 0.2
+    picture = AnnotatedImage(
+        name="p",
+        image=np.zeros((40, 50, 3), np.uint8),
+        labels={f"mask {index}": semantic_map(mask.astype(np.uint8)) for index, mask in enumerate(masks)}
+        | {"instances": truth_of(*masks)},
+    )
+    moved = make_view(picture, view=view, size=size, augmentation=NO_LIGHT, seed=(seed, 0))
+    objects = moved.labels["instances"]
+    assert isinstance(objects, InstanceSet)
+    for index, mask in enumerate(objects.masks):
+        assert np.array_equal(mask, _dense(moved, f"mask {index}").valid)
+
+
+def test_no_object_moves_as_well():
+    nothing = InstanceSet(
         masks=np.zeros((0, 8, 8), np.bool_),
         category_ids=np.zeros(0, np.int64),
         scores=np.zeros(0, np.float32),
         is_crowd=np.zeros(0, np.bool_),
     )
-    picture = AnnotatedImage(name="lamp", image=np.zeros((8, 8, 3), np.uint8), labels={"things": objects})
-    with pytest.raises(UserError, match="label things is a set of objects"):
-        make_view(picture, view=0, size=(8, 8), augmentation=PLAIN, seed=(0, 0))
+    picture = AnnotatedImage(name="lamp", image=np.zeros((8, 8, 3), np.uint8), labels={"things": nothing})
+    moved = make_view(picture, view=1, size=(16, 24), augmentation=PLAIN, seed=(0, 0)).labels["things"]
+    assert isinstance(moved, InstanceSet)
+    assert moved.masks.shape == (0, 16, 24)
 
 
 def test_impossible_settings_are_refused():

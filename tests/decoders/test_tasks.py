@@ -12,7 +12,7 @@ from decoders.errors import UserError
 from decoders.features import FeatureSpec
 from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map
 from decoders.settings import DecoderSettings
-from decoders.tasks import Task, build_task, find_task, task_names
+from decoders.tasks import Task, build_task, find_task, picture_of, task_names
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
 
 SPEC = FeatureSpec(model_digest="x", strides=(8,), channels=(8,), attention_maps=(3,), settings={})
@@ -31,6 +31,10 @@ def _features(batch: int = 2, height: int = 48, width: int = 64) -> TrunkFeature
     return TrunkFeatures(
         deep=torch.randn(batch, 16, height // 8, width // 8), fine=torch.randn(batch, 8, height, width)
     )
+
+
+def _planes(label: Label) -> np.ndarray:
+    return label.masks if isinstance(label, InstanceSet) else label.values
 
 
 def _dense(label: Label) -> DenseMap:
@@ -56,12 +60,10 @@ def test_loss_is_finite_and_reaches_the_head(name: str):
 def test_loss_of_nothing_valid_is_finite(name: str):
     task = _task(name)
     empty = task.target(toy_pictures(1)[0].labels[name])[None] * 0
-    output = task(_features(1)).detach().requires_grad_()
-    loss = task.loss(output, empty)
+    loss = task.loss(task(_features(1)), empty)
     torch.autograd.backward(loss)
     assert torch.isfinite(loss)
-    assert output.grad is not None
-    assert torch.isfinite(output.grad).all()
+    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in task.parameters())
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -71,9 +73,15 @@ def test_labels_are_read_at_the_asked_size(name: str, size: tuple[int, int]):
     labels = _task(name).read(_task(name)(_features()), size)
     assert len(labels) == 2
     for label in labels:
-        assert _dense(label).valid.shape == size
-        assert 0 <= _dense(label).confidence.min() <= _dense(label).confidence.max() <= 1
-        _dense(label).storage.pack(_dense(label).values)  # what is read can be stored
+        if isinstance(label, InstanceSet):
+            assert label.masks.shape[1:] == size
+            assert label.masks.sum(axis=0).max(initial=0) <= 1  # no pixel belongs to two
+            assert (label.scores >= 0).all()
+            assert (label.scores <= 1).all()
+        else:
+            assert label.valid.shape == size
+            assert 0 <= label.confidence.min() <= label.confidence.max() <= 1
+            label.storage.pack(label.values)  # what is read can be stored
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -86,15 +94,21 @@ def test_truth_scored_against_itself_is_perfect(name: str):
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_objects_are_no_dense_label(name: str):
-    objects = InstanceSet(
-        masks=np.zeros((0, 8, 8), np.bool_),
-        category_ids=np.zeros(0, np.int64),
-        scores=np.zeros(0, np.float32),
-        is_crowd=np.zeros(0, np.bool_),
-    )
-    with pytest.raises(UserError, match=f"the {name} label is no map"):
-        _task(name).target(objects)
+def test_a_label_of_another_kind_is_refused(name: str):
+    labels = toy_pictures(1)[0].labels
+    other = labels["semantic" if name == "instances" else "instances"]
+    with pytest.raises(UserError, match=f"the {name} label is no (map|set)"):
+        _task(name).target(other)
+
+
+@pytest.mark.parametrize("name", task_names())
+@torch.no_grad()
+def test_a_picture_is_read_alike_in_any_company(name: str):
+    task = _task(name).eval()
+    output = task(_features())
+    for index, label in enumerate(task.read(output, (48, 64))):
+        alone = task.read(picture_of(output, index), (48, 64))[0]
+        assert np.array_equal(_planes(label), _planes(alone))
 
 
 # ---- finding and building ----
@@ -102,7 +116,7 @@ def test_objects_are_no_dense_label(name: str):
 
 def test_unknown_task_names_the_nearest():
     with pytest.raises(
-        UserError, match=r"no task 'semantics' \(did you mean 'semantic'\?\); choose from depth, semantic"
+        UserError, match=r"no task 'semantics' \(did you mean 'semantic'\?\); choose from depth, instances, semantic"
     ):
         find_task("semantics")
 

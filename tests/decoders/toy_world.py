@@ -1,8 +1,9 @@
 """Small pictures with exact truth: a striped ground, a dotted disc, a plain sky; depth falls towards the lower edge."""
 
 import numpy as np
+from jaxtyping import Bool
 
-from decoders.labels import AnnotatedImage, Taxonomy, metric_depth, semantic_map
+from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, metric_depth, semantic_map
 
 TAXONOMY = Taxonomy(
     names=("sky", "ground", "ball"),
@@ -28,7 +29,17 @@ def toy_picture(seed: int, height: int = 48, width: int = 64) -> AnnotatedImage:
     return AnnotatedImage(
         name=f"toy{seed}",
         image=image.clip(0, 255).astype(np.uint8),
-        labels={"semantic": semantic_map(ids), "depth": metric_depth(meters)},
+        labels={"semantic": semantic_map(ids), "depth": metric_depth(meters), "instances": truth_of(ball)},
+    )
+
+
+def truth_of(*masks: Bool[np.ndarray, "height width"]) -> InstanceSet:
+    """Each mask a ball."""
+    return InstanceSet(
+        masks=np.stack(masks),
+        category_ids=np.full(len(masks), 3, np.int64),
+        scores=np.ones(len(masks), np.float32),
+        is_crowd=np.zeros(len(masks), bool),
     )
 
 

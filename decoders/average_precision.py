@@ -1,0 +1,92 @@
+"""COCO's average precision of object masks, as pycocotools computes it."""
+
+import contextlib
+import io
+from typing import Any, cast
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from decoders.errors import UserError
+from decoders.labels import InstanceSet, Label, Taxonomy
+
+_coco = cast(Any, coco_mask)  # compiled, without types
+
+
+class AveragePrecision:
+    """Class-aware: a car found as a bus is wrong. Crowds count neither for nor against."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self._taxonomy = taxonomy
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+        self._sizes: list[tuple[int, int]] = []
+
+    def add(self, found: Label, truth: Label) -> None:
+        if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
+            raise UserError("objects can only be scored against objects; give instance masks")
+        self._sizes.append((truth.masks.shape[1], truth.masks.shape[2]))
+        for entries, objects in ((self._truth, truth), (self._found, found)):
+            for index, mask in enumerate(objects.masks):
+                if not mask.any():
+                    continue
+                rle = _coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+                entries.append(
+                    {
+                        "id": len(entries) + 1,  # from 1: COCOeval takes 0 for "no match"
+                        "image_id": len(self._sizes),
+                        "category_id": int(objects.category_ids[index]),
+                        "segmentation": rle,
+                        "area": int(mask.sum()),
+                        "bbox": [float(value) for value in _coco.toBbox(rle)],
+                        "iscrowd": int(objects.is_crowd[index]),
+                        "score": float(objects.scores[index]),
+                    }
+                )
+
+    def result(self) -> dict[str, float]:
+        """`ap` (IoU 0.50 to 0.95), `ap50`, and `ap/<class>` of each class with an object in the truth."""
+        present = sorted({entry["category_id"] for entry in self._truth if not entry["iscrowd"]})
+        if not present:
+            return {}
+        precision = self._precision(present) if self._found else np.zeros((10, 1, len(present)))
+        names = [self._taxonomy.names[category - 1] for category in present]
+        return {
+            "ap": float(precision.mean()),
+            "ap50": float(precision[0].mean()),
+            **{f"ap/{name}": float(precision[..., index].mean()) for index, name in enumerate(names)},
+        }
+
+    def _precision(self, categories: list[int]) -> np.ndarray:
+        """[IoU threshold, recall step, class]"""
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            truth, found = self._dataset(self._truth), self._dataset(self._found)
+            evaluation = COCOeval(truth, found, "segm")
+            evaluation.params.catIds = categories
+            # By default the 100 surest of a picture count; more than there are makes it all.
+            evaluation.params.maxDets = [len(self._found)]
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return cast(np.ndarray, evaluation.eval["precision"])[:, :, :, 0, 0]
+
+    def _dataset(self, annotations: list[dict[str, Any]]) -> COCO:
+        dataset = COCO()
+        content: dict[str, Any] = {
+            "images": [
+                {"id": number, "height": height, "width": width}
+                for number, (height, width) in enumerate(self._sizes, start=1)
+            ],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(self._taxonomy.names, start=1)],
+            "annotations": annotations,
+        }
+        dataset.dataset = cast(Any, content)
+        dataset.createIndex()
+        return dataset
+
+    @property
+    def merit(self) -> float:
+        return self.result().get("ap50", 0.0)

@@ -1,0 +1,328 @@
+"""Which objects there are: one mask, class and score for each.
+
+Queries ask the deep features for one object each, layer after layer, each layer looking only where the one before saw
+its object (masked attention: Mask2Former, arXiv 2112.01527). Masks are read off the deep and the fine features
+together, as classes are. Unlike DatasetDM's, the objects have classes, and every layer is supervised.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional
+
+from decoders.average_precision import AveragePrecision
+from decoders.decoder import Trunk, TrunkFeatures, resize
+from decoders.errors import UserError
+from decoders.labels import InstanceSet, Label, Taxonomy
+from decoders.resizing import Size
+from decoders.tasks import Score, Task
+
+_UNKNOWN = 255
+"""Number of pixels that belong to a crowd: neither this object nor not."""
+_FEWEST_PIXELS = 4
+"""Of an object in a view; what is left of one that was cropped away teaches nothing."""
+_MASK_SIDE = 128
+"""Masks are compared at full size, or where both sides are longer than twice this, at a half, a quarter ..."""
+
+
+class Objects(NamedTuple):
+    """What the head says, before anything is decided."""
+
+    classes: Float[Tensor, "batch layers queries classes_and_none"]
+    """Logits of each countable class, the last of there being no object."""
+    embeddings: Float[Tensor, "batch layers queries channels"]
+    """The product with a pixel's features is the logit of the pixel belonging to the object."""
+    deep: Float[Tensor, "batch deep_width deep_height deep_width"]
+    fine: Float[Tensor, "batch fine_width height width"]
+
+
+class _Layer(nn.Module):
+    """Cross-attention where the object was seen, self-attention, a feed-forward network; norms come first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.look = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.talk = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch queries width"],
+        positions: Float[Tensor, "batch queries width"],
+        memory: Float[Tensor, "batch cells width"],
+        keys: Float[Tensor, "batch cells width"],
+        hidden: Bool[Tensor, "batch_and_heads queries cells"],
+    ) -> Float[Tensor, "batch queries width"]:
+        normed = self.norms[0](queries) + positions
+        queries = queries + self.look(normed, keys, memory, attn_mask=hidden, need_weights=False)[0]
+        normed = self.norms[1](queries)
+        asking = normed + positions
+        queries = queries + self.talk(asking, asking, normed, need_weights=False)[0]
+        return queries + self.think(self.norms[2](queries))
+
+
+class Instances(Task[Objects]):
+    """Objects of the countable classes. The score is the class probability times the mean probability in the mask."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        taxonomy: Taxonomy,
+        *,
+        queries: int = 40,
+        layers: int = 3,
+        heads: int = 4,
+        no_object: float = 0.1,
+        minimum_score: float = 0.2,
+    ) -> None:
+        """Options.
+
+        Args:
+            queries: most objects that a picture can have.
+            layers: of the transformer decoder.
+            no_object: weight of queries without an object in the class loss; there are many more of them.
+            minimum_score: objects below are not reported.
+        """
+        super().__init__(taxonomy)
+        self.things = [number for number, thing in enumerate(taxonomy.is_thing, start=1) if thing]
+        if not self.things:
+            raise UserError(
+                "task instances: no class of the taxonomy is countable; name the countable ones under `things`, or "
+                "leave the task out"
+            )
+        width = trunk.deep_channels
+        if queries < 1 or layers < 1 or heads < 1 or width % heads:
+            raise UserError(
+                f"task instances: found queries {queries}, layers {layers}, heads {heads}; expected at least 1 of "
+                f"each, and heads that divide the decoder's width {width}"
+            )
+        if not 0 < no_object <= 1 or not 0 <= minimum_score < 1:
+            raise UserError(
+                f"task instances: found no_object {no_object}, minimum_score {minimum_score}; expected 0 < no_object "
+                "<= 1 and 0 <= minimum_score < 1"
+            )
+        self.heads = heads
+        self.no_object = no_object
+        self.minimum_score = minimum_score
+        self.memory = nn.Conv2d(width, width, 1)
+        self.deep = nn.Conv2d(width, width, 1)
+        self.fine = nn.Conv2d(trunk.fine_channels, trunk.fine_channels, 1)
+        self.contents = nn.Parameter(torch.randn(queries, width))
+        self.positions = nn.Parameter(torch.randn(queries, width))
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, len(self.things) + 1)
+        self.embed = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width + trunk.fine_channels))
+
+    def calibrate(self, targets: Iterable[UInt8[Tensor, "2 height width"]]) -> None:
+        """There is nothing to measure, only to make sure of."""
+        if not any(bool(((target[0] > 0) & (target[0] < _UNKNOWN)).any()) for target in targets):
+            raise UserError(
+                "no picture has an object to learn from; give instance masks, or leave out the task instances"
+            )
+
+    def forward(self, features: TrunkFeatures) -> Objects:
+        deep, fine = self.deep(features.deep), self.fine(features.fine)
+        memory = self.memory(features.deep)
+        grid = memory.shape[-2:]
+        keys = (memory + _sine_positions(memory)).flatten(2).transpose(1, 2)
+        memory = memory.flatten(2).transpose(1, 2)
+        coarse = torch.cat([deep, functional.adaptive_avg_pool2d(fine, grid)], dim=1)
+        batch = len(memory)
+        positions = self.positions.expand(batch, -1, -1)
+        queries = self.contents.expand(batch, -1, -1)
+        classes, embeddings = self._predict(queries)
+        found = [(classes, embeddings)]
+        for layer in self.layers:
+            logits = torch.einsum("bqw,bwyx->bqyx", embeddings.detach(), coarse.detach()).flatten(2)
+            hidden = logits < 0
+            hidden &= ~hidden.all(dim=2, keepdim=True)  # who saw nothing may look everywhere
+            queries = layer(queries, positions, memory, keys, hidden.repeat_interleave(self.heads, dim=0))
+            classes, embeddings = self._predict(queries)
+            found.append((classes, embeddings))
+        if not self.training:
+            found = found[-1:]
+        return Objects(
+            classes=torch.stack([classes for classes, _ in found], dim=1),
+            embeddings=torch.stack([embeddings for _, embeddings in found], dim=1),
+            deep=deep,
+            fine=fine,
+        )
+
+    def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.norm(queries)
+        return self.classify(normed), self.embed(normed)
+
+    def target(self, label: Label) -> UInt8[Tensor, "2 height width"]:
+        """Number of the object each pixel belongs to (0 = none, 255 = a crowd), and its class counted from 0.
+
+        Where objects overlap, the smaller one is on top.
+        """
+        objects = _objects(label)
+        unknown = sorted(set(objects.category_ids.tolist()) - set(self.things))
+        if unknown:
+            raise UserError(
+                f"objects of the classes {unknown} found, countable are {self.things} of 1..{len(self.taxonomy)}; "
+                "mark these classes as things or remove the objects"
+            )
+        areas = objects.masks.sum(axis=(1, 2))
+        kept = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= _FEWEST_PIXELS]
+        single = [index for index in kept if not objects.is_crowd[index]]
+        if len(single) >= min(_UNKNOWN, len(self.contents) + 1):
+            raise UserError(
+                f"{len(single)} objects found, this reader can say {min(_UNKNOWN - 1, len(self.contents))}; raise the "
+                "option queries of the task instances (254 at most), or split the picture"
+            )
+        packed = np.zeros((2, *objects.masks.shape[1:]), np.uint8)
+        packed[0, objects.masks[objects.is_crowd].any(axis=0)] = _UNKNOWN
+        for number, index in enumerate(single, start=1):
+            packed[:, objects.masks[index]] = [[number], [self.things.index(int(objects.category_ids[index]))]]
+        return torch.from_numpy(packed)
+
+    def loss(self, output: Objects, target: UInt8[Tensor, "batch 2 height width"]) -> Float[Tensor, ""]:
+        """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers."""
+        factor = _shrink(output.fine.shape[-2:])
+        fine = functional.avg_pool2d(output.fine, factor)
+        target = target[:, :, factor // 2 :: factor, factor // 2 :: factor][:, :, : fine.shape[2], : fine.shape[3]]
+        losses: list[Tensor] = []
+        for index in range(output.classes.shape[1]):
+            logits = _mask_logits(output.embeddings[:, index], output.deep, fine)
+            losses.append(self._layer_loss(output.classes[:, index], logits, target))
+        return torch.stack(losses).mean()
+
+    def _layer_loss(
+        self,
+        classes: Float[Tensor, "batch queries classes_and_none"],
+        logits: Float[Tensor, "batch queries height width"],
+        target: UInt8[Tensor, "batch 2 height width"],
+    ) -> Float[Tensor, ""]:
+        none = len(self.things)
+        wanted = torch.full(classes.shape[:2], none, device=classes.device)
+        mask_loss = dice_loss = classes.sum() * 0
+        objects = 0
+        for picture in range(len(classes)):
+            masks, kinds, known = _unpack(target[picture])
+            if not len(kinds):
+                continue
+            flat = logits[picture].flatten(1)[:, known]
+            with torch.no_grad():
+                cost = _matching_cost(classes[picture], flat, masks, kinds)
+                rows, columns = linear_sum_assignment(cost.cpu().numpy())
+            chosen, order = torch.as_tensor(rows, device=flat.device), torch.as_tensor(columns, device=flat.device)
+            wanted[picture, chosen] = kinds[order]
+            true, found = masks[order], flat[chosen]
+            mask_loss = (
+                mask_loss + functional.binary_cross_entropy_with_logits(found, true, reduction="none").mean(1).sum()
+            )
+            probability = found.sigmoid()
+            overlap = 2 * (probability * true).sum(1)
+            dice_loss = dice_loss + (1 - (overlap + 1) / (probability.sum(1) + true.sum(1) + 1)).sum()
+            objects += len(order)
+        weight = torch.ones(none + 1, device=classes.device)
+        weight[none] = self.no_object
+        class_loss = functional.cross_entropy(classes.transpose(1, 2), wanted, weight=weight)
+        return 2 * class_loss + 5 * (mask_loss + dice_loss) / max(objects, 1)
+
+    @torch.no_grad()
+    def read(self, output: Objects, size: Size) -> list[Label]:
+        logits = _mask_logits(output.embeddings[:, -1], output.deep, output.fine)
+        return [
+            self._read_one(classes, resize(picture[None].float(), size)[0])
+            for classes, picture in zip(output.classes[:, -1].float(), logits, strict=True)
+        ]
+
+    def _read_one(
+        self, classes: Float[Tensor, "queries classes_and_none"], logits: Float[Tensor, "queries height width"]
+    ) -> InstanceSet:
+        """No pixel belongs to two objects: the one that is surer of it keeps it."""
+        certainty, kinds = classes.softmax(1)[:, :-1].max(1)
+        masks = logits > 0
+        inside = (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+        scores = certainty * inside
+        kept = torch.nonzero((scores >= self.minimum_score) & masks.any(2).any(1))[:, 0]
+        kept = kept[scores[kept].argsort(descending=True, stable=True)]
+        alone = masks[kept]
+        if len(kept):
+            owner = (scores[kept, None, None] * logits[kept].sigmoid()).argmax(0)
+            alone = masks[kept] & (owner == torch.arange(len(kept), device=owner.device)[:, None, None])
+        # What mostly lay under surer objects was another sighting of them.
+        whole = alone.sum((1, 2)) > 0.5 * masks[kept].sum((1, 2))
+        kept, alone = kept[whole], alone[whole]
+        things = np.array(self.things, np.int64)
+        return InstanceSet(
+            masks=alone.cpu().numpy(),
+            category_ids=things[kinds[kept].cpu().numpy()],
+            scores=scores[kept].cpu().numpy().astype(np.float32),
+            is_crowd=np.zeros(len(kept), bool),
+        )
+
+    def score(self) -> Score:
+        return AveragePrecision(self.taxonomy)
+
+
+def _mask_logits(
+    embeddings: Float[Tensor, "batch queries channels"],
+    deep: Float[Tensor, "batch deep_width _ _"],
+    fine: Float[Tensor, "batch fine_width height width"],
+) -> Float[Tensor, "batch queries height width"]:
+    wide, narrow = embeddings.split([deep.shape[1], fine.shape[1]], dim=2)
+    coarse = torch.einsum("bqw,bwyx->bqyx", wide, deep)
+    return resize(coarse, fine.shape[-2:]) + torch.einsum("bqw,bwyx->bqyx", narrow, fine)
+
+
+def _unpack(
+    target: UInt8[Tensor, "2 height width"],
+) -> tuple[Float[Tensor, "objects pixels"], Int64[Tensor, " objects"], Bool[Tensor, " all_pixels"]]:
+    """Masks and classes of the objects over the pixels that are known, and which these are."""
+    numbers, kinds = target.flatten(1)
+    known = numbers != _UNKNOWN
+    numbers, kinds = numbers[known], kinds[known]
+    present = numbers.unique()
+    masks = numbers[None] == present[present > 0][:, None]
+    classes = torch.stack([kinds[mask][0] for mask in masks]) if len(masks) else kinds[:0]
+    return masks.float(), classes.long(), known
+
+
+def _matching_cost(
+    classes: Float[Tensor, "queries classes_and_none"],
+    logits: Float[Tensor, "queries pixels"],
+    masks: Float[Tensor, "objects pixels"],
+    kinds: Int64[Tensor, " objects"],
+) -> Float[Tensor, "queries objects"]:
+    pixels = logits.shape[1]
+    # BCE of a query with an object: softplus(-x) where the mask is, softplus(x) elsewhere = softplus(x) - x * mask.
+    entropy = (functional.softplus(logits).sum(1, keepdim=True) - logits @ masks.T) / pixels
+    probability = logits.sigmoid()
+    dice = 1 - (2 * probability @ masks.T + 1) / (probability.sum(1, keepdim=True) + masks.sum(1)[None] + 1)
+    return -2 * classes.softmax(1)[:, kinds] + 5 * entropy + 5 * dice
+
+
+def _shrink(size: tuple[int, ...]) -> int:
+    """By which power of two masks are shrunk before they are compared."""
+    factor = 1
+    while min(size) >= 2 * factor * _MASK_SIDE:
+        factor *= 2
+    return factor
+
+
+def _sine_positions(grid: Float[Tensor, "batch width height_ width_"]) -> Float[Tensor, "1 width height_ width_"]:
+    """Sines and cosines of the place, relative to the picture's sides, a quarter of the channels each."""
+    _, width, rows, columns = grid.shape
+    frequencies = 2 * torch.pi * 2.0 ** torch.linspace(-1, 4, width // 4, device=grid.device)
+    y = ((torch.arange(rows, device=grid.device) + 0.5) / rows)[None] * frequencies[:, None]
+    x = ((torch.arange(columns, device=grid.device) + 0.5) / columns)[None] * frequencies[:, None]
+    down = torch.cat([y.sin(), y.cos()])[:, :, None].expand(-1, -1, columns)
+    right = torch.cat([x.sin(), x.cos()])[:, None, :].expand(-1, rows, -1)
+    return torch.cat([down, right])[None]
+
+
+def _objects(label: Label) -> InstanceSet:
+    if not isinstance(label, InstanceSet):
+        raise UserError("the instances label is no set of objects; give one mask and class per object")
+    return cast(Any, label)

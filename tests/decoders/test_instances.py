@@ -1,0 +1,153 @@
+"""Objects: learned apart from their neighbours, never overlapping, scored as pycocotools scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from decoders.average_precision import AveragePrecision
+from decoders.decoder import Trunk, TrunkFeatures
+from decoders.errors import UserError
+from decoders.features import FeatureSpec
+from decoders.labels import InstanceSet, Taxonomy
+from decoders.settings import DecoderSettings
+from decoders.tasks.instances import Instances
+
+TAXONOMY = Taxonomy(
+    names=("ground", "disc", "bar"),
+    is_thing=(False, True, True),
+    colors=((0, 0, 255), (0, 255, 0), (255, 0, 0)),
+)
+SPEC = FeatureSpec(model_digest="x", strides=(4,), channels=(8,), attention_maps=(0,), settings={})
+
+
+def objects(*parts: tuple[int, np.ndarray], crowd: tuple[int, ...] = (), scores: float = 1.0) -> InstanceSet:
+    return InstanceSet(
+        masks=np.stack([mask for _, mask in parts]) if parts else np.zeros((0, 32, 32), bool),
+        category_ids=np.array([kind for kind, _ in parts], np.int64),
+        scores=np.full(len(parts), scores, np.float32),
+        is_crowd=np.array([index in crowd for index in range(len(parts))], bool),
+    )
+
+
+def box(top: int, left: int, height: int, width: int) -> np.ndarray:
+    mask = np.zeros((32, 32), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def task(**options: float) -> Instances:
+    torch.manual_seed(0)
+    return Instances(Trunk(SPEC, DecoderSettings(width=16, fine_width=8)), TAXONOMY, **options)  # pyright: ignore[reportArgumentType]
+
+
+def features(truths: list[InstanceSet]) -> TrunkFeatures:
+    """What an ideal trunk might give: class, border and place of each pixel, and noise."""
+    torch.manual_seed(1)
+    fine = torch.randn(len(truths), 8, 32, 32) * 0.1
+    grid = torch.linspace(-1, 1, 32)
+    for picture, truth in enumerate(truths):
+        for kind, mask in zip(truth.category_ids, truth.masks, strict=True):
+            fine[picture, int(kind), torch.from_numpy(mask)] += 2
+        fine[picture, 4] += grid[None]
+        fine[picture, 5] += grid[:, None]
+    deep = torch.nn.functional.avg_pool2d(torch.cat([fine, fine], dim=1), 4)
+    return TrunkFeatures(deep=deep, fine=fine)
+
+
+def test_touching_objects_of_one_class_are_told_apart():
+    """Connected components cannot do this: it is what the task is for."""
+    truths = [
+        objects((2, box(4, 2, 12, 14)), (2, box(4, 16, 12, 14)), (3, box(22, 6, 6, 20))),
+        objects((3, box(6, 8, 8, 18)), (2, box(18, 4, 10, 10))),
+        objects(),
+    ]
+    learner = task(queries=6, layers=2)
+    targets = torch.stack([learner.target(truth) for truth in truths])
+    learner.calibrate(targets)
+    seen = features(truths)
+    optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss = learner.loss(learner(seen), targets)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    score = AveragePrecision(TAXONOMY)
+    with torch.no_grad():
+        for found, truth in zip(learner.eval().read(learner(seen), (32, 32)), truths, strict=True):
+            assert isinstance(found, InstanceSet)
+            assert found.masks.sum(axis=0).max(initial=0) <= 1
+            score.add(found, truth)
+    assert score.result()["ap50"] > 0.9
+
+
+def test_a_target_puts_small_objects_on_top_and_crowds_aside():
+    truth = objects((2, box(0, 0, 20, 20)), (3, box(5, 5, 4, 4)), (2, box(24, 24, 8, 8)), crowd=(2,))
+    numbers, kinds = task().target(truth).numpy()
+    assert numbers[6, 6] != numbers[0, 0]
+    assert (kinds[6, 6], kinds[0, 0]) == (1, 0)
+    assert (numbers[24:, 24:] == 255).all()
+    assert numbers[22, 22] == 0
+
+
+def test_pixels_of_a_crowd_teach_no_mask():
+    learner = task(queries=4, layers=1).eval()
+    truth = objects((2, box(0, 0, 12, 12)), (2, box(20, 20, 8, 8)), crowd=(1,))
+    target = learner.target(truth)[None]
+    output = learner(features([truth]))
+    other = output.fine.detach().clone()
+    other[..., 22:26, 22:26] += 5
+    assert learner.loss(output._replace(fine=other), target) == learner.loss(output, target)
+
+
+def test_what_is_left_of_a_cropped_object_teaches_nothing():
+    assert not task().target(objects((2, box(0, 0, 1, 3)))).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"queries": 0}, "queries 0"),
+        ({"heads": 3}, "divide the decoder's width 16"),
+        ({"no_object": 0.0}, "no_object 0"),
+        ({"minimum_score": 1.0}, "minimum_score 1"),
+    ],
+)
+def test_impossible_options(options: dict[str, float], text: str):
+    with pytest.raises(UserError, match=text):
+        task(**options)
+
+
+def test_labels_that_cannot_be_learned():
+    with pytest.raises(UserError, match=r"objects of the classes \[1\].*countable are \[2, 3\]"):
+        task().target(objects((1, box(0, 0, 9, 9))))
+    with pytest.raises(UserError, match=r"3 objects found, this reader can say 2; raise the option queries"):
+        task(queries=2).target(objects(*((2, box(9 * index, 0, 9, 9)) for index in range(3))))
+    with pytest.raises(UserError, match="no picture has an object"):
+        task().calibrate([task().target(objects())])
+    with pytest.raises(UserError, match="no class of the taxonomy is countable"):
+        Instances(
+            Trunk(SPEC, DecoderSettings(width=16, fine_width=8)), replace(TAXONOMY, is_thing=(False, False, False))
+        )
+
+
+def test_average_precision_is_aware_of_classes_and_misses():
+    truth = objects((2, box(0, 0, 10, 10)), (3, box(16, 16, 10, 10)))
+    score = AveragePrecision(TAXONOMY)
+    score.add(objects((2, box(0, 0, 10, 10)), (2, box(16, 16, 10, 10)), scores=0.5), truth)
+    found = score.result()
+    assert found["ap/bar"] == 0
+    assert found["ap50"] == pytest.approx(0.5, abs=0.01)
+    silent = AveragePrecision(TAXONOMY)
+    silent.add(objects(), truth)
+    assert silent.result()["ap"] == 0
+
+
+def test_more_than_a_hundred_objects_still_score_1():
+    """pycocotools counts the first hundred of a picture unless it is told otherwise."""
+    masks = [box(row, column, 1, 2) for row in range(0, 32, 2) for column in range(0, 32, 3)][:150]
+    truth = objects(*((2, mask) for mask in masks))
+    score = AveragePrecision(TAXONOMY)
+    score.add(truth, truth)
+    assert score.merit == pytest.approx(1)
