@@ -13,7 +13,7 @@ import numpy as np
 
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Label
-from decoders.resizing import Size, resize_image, resize_label
+from decoders.resizing import Size, mirror_label, resize_image, resize_label
 
 _BORDER_GREY = 127
 
@@ -66,6 +66,9 @@ def make_view(
     image, labels = _move(
         resize_image(picture.image, scaled), labels, view, size, augmentation, int(stream.integers(2**31))
     )
+    if view and augmentation.mirror and stream.random() < 0.5:
+        image = np.ascontiguousarray(image[:, ::-1])
+        labels = {name: mirror_label(label) for name, label in labels.items()}
     return AnnotatedImage(name=picture.name, image=image, labels=labels)
 
 
@@ -94,7 +97,7 @@ def _move(
     augmentation: Augmentation,
     seed: int,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, Label]]:
-    """Crop, mirror and recolour with albumentations; maps travel as masks, which it moves without interpolation."""
+    """Crop and recolour with albumentations; maps travel as masks, which it moves without interpolation."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version when imported
     import albumentations
 
@@ -105,8 +108,6 @@ def _move(
         if view
         else albumentations.CenterCrop(height=height, width=width),
     ]
-    if view and augmentation.mirror:
-        steps.append(albumentations.HorizontalFlip(p=0.5))
     if view and augmentation.jitter:
         span = (1 - augmentation.jitter, 1 + augmentation.jitter)
         hue = (-augmentation.jitter / 10, augmentation.jitter / 10)

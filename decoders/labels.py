@@ -90,6 +90,9 @@ SEMANTIC_STORAGE = Storage(unit=CATEGORY, quantum=1.0, dtype="uint8")
 METRIC_DEPTH_STORAGE = Storage(unit="m", quantum=1 / 256, dtype="uint16")
 """KITTI's convention: metres x 256, 0 = no measurement, up to 255.99 m."""
 
+NORMALS_STORAGE = Storage(unit="unit vector", quantum=1 / 127, offset=128, dtype="uint8")
+"""Components right, up and toward the camera, -1..1, as red, green and blue; 0, 0, 0 = none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseMap:
@@ -155,4 +158,18 @@ def metric_depth(
         valid=valid,
         confidence=np.ones(meters.shape, np.float32) if confidence is None else confidence,
         storage=METRIC_DEPTH_STORAGE,
+    )
+
+
+def surface_normals(
+    directions: Float32[np.ndarray, "height width 3"], confidence: Float32[np.ndarray, "height width"] | None = None
+) -> DenseMap:
+    """Directions that surfaces face (right, up, toward the camera), made unit vectors; zero vectors are invalid."""
+    length = np.linalg.norm(directions, axis=-1, keepdims=True)
+    valid = (length > 1e-6) & np.isfinite(length)
+    return DenseMap(
+        values=np.where(valid, directions / np.where(valid, length, 1), 0).astype(np.float32),
+        valid=valid[..., 0],
+        confidence=np.ones(valid.shape[:2], np.float32) if confidence is None else confidence,
+        storage=NORMALS_STORAGE,
     )

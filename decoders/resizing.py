@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from decoders.labels import DenseMap, InstanceSet, Label
+from decoders.labels import NORMALS_STORAGE, DenseMap, InstanceSet, Label
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -41,6 +41,21 @@ def resize_label(label: Label, size: Size) -> Label:
         values=resize_nearest(label.values, size),
         valid=resize_nearest(label.valid, size),
         confidence=resize_nearest(label.confidence, size),
+        storage=label.storage,
+    )
+
+
+def mirror_label(label: Label) -> Label:
+    """Left and right exchanged, in the directions that a label holds too."""
+    if isinstance(label, InstanceSet):
+        return replace(label, masks=np.ascontiguousarray(label.masks[:, :, ::-1]))
+    values, valid, confidence = (plane[:, ::-1] for plane in (label.values, label.valid, label.confidence))
+    if label.storage.unit == NORMALS_STORAGE.unit:
+        values = values * np.array([-1, 1, 1], np.float32)
+    return DenseMap(
+        values=np.ascontiguousarray(values),
+        valid=np.ascontiguousarray(valid),
+        confidence=np.ascontiguousarray(confidence),
         storage=label.storage,
     )
 

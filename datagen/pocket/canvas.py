@@ -26,7 +26,7 @@ class Light:
 
 
 class Canvas:
-    """Colour, depth and surface number per pixel."""
+    """Colour, depth, direction and surface number per pixel."""
 
     def __init__(self, camera: Camera, light: Light, *, textured: bool) -> None:
         self.camera = camera
@@ -38,6 +38,8 @@ class Canvas:
         self.color: Float32[np.ndarray, "height width 3"] = np.zeros((*shape, 3), np.float32)
         self.glow: Float32[np.ndarray, "height width"] = np.zeros(shape, np.float32)
         self.depth: Float32[np.ndarray, "height width"] = np.full(shape, np.inf, np.float32)
+        self.normal: Float32[np.ndarray, "height width 3"] = np.zeros((*shape, 3), np.float32)
+        """Unit vectors in world axes, toward the camera's side; 0 in the sky."""
         self.surface: Int16[np.ndarray, "height width"] = np.zeros(shape, np.int16)
 
     def outline(
@@ -115,6 +117,7 @@ class Canvas:
         self.color[rows, columns][inside] = color
         self.glow[rows, columns][inside] = emission
         self.depth[rows, columns][inside] = depth[inside]
+        self.normal[rows, columns][inside] = normal
         self.surface[rows, columns][inside] = surface
 
     def darken_ground(self, vertices: Float[np.ndarray, "vertices 3"], factor: float, ground: int) -> None:

@@ -95,6 +95,7 @@ def draw_ground(canvas: Canvas, street: Street, lamps: list[tuple[float, float]]
     canvas.color[below] = color[below]
     canvas.surface[:] = surface
     canvas.depth[below] = depth[below]
+    canvas.normal[below] = (0.0, 1.0, 0.0)
 
 
 def draw_sky(

@@ -18,13 +18,14 @@ from datagen.pocket.atmosphere import (
     light_of,
     paint_sky,
 )
+from datagen.pocket.camera import Camera
 from datagen.pocket.canvas import Canvas
 from datagen.pocket.captions import Captions, describe
 from datagen.pocket.ground import ROAD, SIDEWALK, SKY, TERRAIN, draw_ground
 from datagen.pocket.layout import Layout, draw_layout
 from datagen.pocket.objects import shadow
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map, surface_normals
 
 SIZE = 128
 """Height and width of a scene unless asked otherwise, in pixels."""
@@ -85,6 +86,8 @@ class Scene:
     """1..12; every pixel is known."""
     depth: Float32[np.ndarray, "height width"]
     """Metres along the optical axis, inf in the sky."""
+    normals: Float32[np.ndarray, "height width 3"]
+    """Unit vectors: right, up, toward the camera; 0 in the sky."""
     instances: InstanceSet
     """The visible countable objects, front to back order of their drawing not implied."""
     visible: tuple[str, ...]
@@ -96,6 +99,7 @@ class Scene:
         return {
             "semantic": semantic_map(self.semantic),
             "depth": metric_depth(self.depth),
+            "normals": surface_normals(self.normals),
             "instances": self.instances,
         }
 
@@ -117,7 +121,7 @@ def render_scene(
     small = cv2.resize(light, (width, height), interpolation=cv2.INTER_AREA)
     image = develop(small.astype(np.float32), chosen, rng)
 
-    surface, depth = _shrink(canvas.surface, canvas.depth)
+    surface, depth, normals = _shrink(canvas.surface, canvas.depth, canvas.normal)
     categories = np.array(
         [0, SKY, ROAD, SIDEWALK, TERRAIN, *(1 + TAXONOMY.names.index(thing.category) for thing in layout.things)],
         np.uint8,
@@ -140,6 +144,7 @@ def render_scene(
         image=image,
         semantic=semantic,
         depth=depth,
+        normals=_camera_view(normals, layout.camera),
         instances=_instances(surface, countable, categories),
         visible=visible,
         captions=describe(np.random.default_rng([seed, 3]), chosen, visible, objects),
@@ -167,15 +172,33 @@ def _draw(layout: Layout, domain: Domain, rng: np.random.Generator) -> Canvas:
 
 
 def _shrink(
-    surface: Int16[np.ndarray, "tall wide"], depth: Float32[np.ndarray, "tall wide"]
-) -> tuple[Int16[np.ndarray, "height width"], Float32[np.ndarray, "height width"]]:
-    """Four samples -> one pixel: the surface most of them show, and the mean depth of just these samples."""
+    surface: Int16[np.ndarray, "tall wide"],
+    depth: Float32[np.ndarray, "tall wide"],
+    normal: Float32[np.ndarray, "tall wide 3"],
+) -> tuple[
+    Int16[np.ndarray, "height width"], Float32[np.ndarray, "height width"], Float32[np.ndarray, "height width 3"]
+]:
+    """Four samples -> one pixel: the surface most of them show, mean depth and summed normal of just these samples."""
     samples, distances = _blocks(surface), _blocks(np.where(np.isfinite(depth), depth, 0.0))
     votes = (samples[..., :, None] == samples[..., None, :]).sum(axis=-1)
     winner = np.take_along_axis(samples, votes.argmax(axis=-1)[..., None], axis=-1)
     agree: Bool[np.ndarray, "height width 4"] = samples == winner
     mean = np.where(agree, distances, 0.0).sum(axis=-1) / agree.sum(axis=-1)
-    return winner[..., 0], np.where(winner[..., 0] == SKY, np.inf, mean).astype(np.float32)
+    directions = np.stack([np.where(agree, _blocks(axis), 0.0).sum(axis=-1) for axis in np.moveaxis(normal, -1, 0)], -1)
+    return (
+        winner[..., 0],
+        np.where(winner[..., 0] == SKY, np.inf, mean).astype(np.float32),
+        directions.astype(np.float32),
+    )
+
+
+def _camera_view(
+    directions: Float32[np.ndarray, "height width 3"], camera: Camera
+) -> Float32[np.ndarray, "height width 3"]:
+    """World directions of any length as unit vectors in camera axes: right, up, toward the camera."""
+    turned = directions @ (camera.axes * [[1.0], [1.0], [-1.0]]).T
+    length = np.linalg.norm(turned, axis=-1, keepdims=True)
+    return np.divide(turned, length, out=np.zeros_like(turned), where=length > 1e-6).astype(np.float32)
 
 
 def _blocks(plane: Num[np.ndarray, "tall wide"]) -> Num[np.ndarray, "height width samples"]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from decoders.augmentation import Augmentation, make_view
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, metric_depth, semantic_map
+from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, metric_depth, semantic_map, surface_normals
 from decoders.resizing import resize_image, resize_nearest, round_size, working_size
 from tests.decoders.toy_world import toy_picture, truth_of
 
@@ -158,3 +158,26 @@ def test_working_sizes():
     assert working_size((960, 720), short_side=360, multiple=8) == (480, 360)
     assert working_size((3, 200), short_side=None, multiple=16) == (16, 208)
     assert round_size((24.0, 40.0), 16) == (32, 48)
+
+
+def test_directions_are_mirrored_too():
+    """What faced right faces left."""
+    right = np.zeros((32, 32, 3), np.float32)
+    right[..., 0], right[..., 2] = 0.6, 0.8
+    picture = AnnotatedImage(
+        name="wall", image=np.zeros((32, 32, 3), np.uint8), labels={"normals": surface_normals(right)}
+    )
+    for view in range(1, 20):
+        augmentation = Augmentation(zoom=(1.0, 1.0), jitter=0.0)
+        moved = _dense(make_view(picture, view=view, size=(32, 32), augmentation=augmentation, seed=(0, 0)), "normals")
+        assert np.abs(moved.values[..., 0]).min() == pytest.approx(0.6)
+        assert (moved.values[..., 2] == np.float32(0.8)).all()
+    seen = {
+        float(
+            _dense(make_view(picture, view=view, size=(32, 32), augmentation=PLAIN, seed=(0, 0)), "normals")
+            .values[16, 16, 0]
+            .round(3)
+        )
+        for view in range(1, 20)
+    }
+    assert seen == {np.float32(0.6).round(3).item(), np.float32(-0.6).round(3).item()}

@@ -116,7 +116,8 @@ def test_a_picture_is_read_alike_in_any_company(name: str):
 
 def test_unknown_task_names_the_nearest():
     with pytest.raises(
-        UserError, match=r"no task 'semantics' \(did you mean 'semantic'\?\); choose from depth, instances, semantic"
+        UserError,
+        match=r"no task 'semantics' \(did you mean 'semantic'\?\); choose from depth, instances, normals, semantic",
     ):
         find_task("semantics")
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
-from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, metric_depth, semantic_map
+from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, metric_depth, semantic_map, surface_normals
 
 TAXONOMY = Taxonomy(
     names=("sky", "ground", "ball"),
@@ -22,6 +22,7 @@ def toy_picture(seed: int, height: int = 48, width: int = 64) -> AnnotatedImage:
     center = (horizon + height * 0.25, width * stream.uniform(0.25, 0.75))
     ball = (y - center[0]) ** 2 + (x - center[1]) ** 2 < radius**2
     ids[ball], meters[ball] = 3, 3.0
+    facing = np.select([(ids == 2)[..., None], (ids == 3)[..., None]], [(0.0, 1.0, 0.0), (0.0, 0.0, 1.0)], 0.0)
     paint = np.stack([90 + 0 * x, 110 + 40 * (x % 4 < 2), 100 + 60 * ((x + y) % 6 < 3)])[
         ids - 1, y.astype(int), x.astype(int)
     ]
@@ -29,7 +30,12 @@ def toy_picture(seed: int, height: int = 48, width: int = 64) -> AnnotatedImage:
     return AnnotatedImage(
         name=f"toy{seed}",
         image=image.clip(0, 255).astype(np.uint8),
-        labels={"semantic": semantic_map(ids), "depth": metric_depth(meters), "instances": truth_of(ball)},
+        labels={
+            "semantic": semantic_map(ids),
+            "depth": metric_depth(meters),
+            "instances": truth_of(ball),
+            "normals": surface_normals(facing.astype(np.float32)),
+        },
     )
 
 

@@ -1,0 +1,130 @@
+"""Which way each surface faces, as a unit vector in camera axes, and where there is no surface (the sky)."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+from torch.nn import functional
+
+from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
+from decoders.errors import UserError
+from decoders.labels import NORMALS_STORAGE, DenseMap, Label, Taxonomy, surface_normals
+from decoders.resizing import Size
+from decoders.tasks import Score, Task
+
+_CLOSE = math.radians(22.5)
+
+
+class Normals(Task[Tensor]):
+    """Directions right, up and toward the camera.
+
+    The head gives five numbers per pixel: a direction, the logarithm of its concentration k in a distribution over the
+    angle of error that falls as exp(-k angle) (Bae et al., arXiv 2109.09881), and whether there is a surface. The
+    confidence of a valid pixel is the probability, under that distribution, of an error below 22.5 degrees, times the
+    probability that there is a surface; the confidence of an invalid pixel is the probability that there is none.
+    """
+
+    def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, validity: float = 0.25) -> None:
+        """Options.
+
+        Args:
+            validity: weight of learning where there is no surface. 0 where invalid pixels mean "not measured": every
+                pixel then gets a direction.
+        """
+        super().__init__(taxonomy)
+        if validity < 0:
+            raise UserError(f"task normals: found validity {validity}; expected a weight of at least 0; correct it")
+        self.validity = validity
+        self.head = TwoScaleHead(trunk, 5)
+
+    def calibrate(self, targets: Iterable[Float16[Tensor, "4 height width"]]) -> None:
+        if not any(bool(target[:3].any()) for target in targets):
+            raise UserError("no picture has a valid normal; give maps of normals or leave out the task normals")
+
+    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch 5 height width"]:
+        """A unit vector, log k, and the logit of there being a surface."""
+        raw = self.head(features)
+        return torch.cat([functional.normalize(raw[:, :3], dim=1), raw[:, 3:4].clamp(-2.0, 5.0), raw[:, 4:]], dim=1)
+
+    def target(self, label: Label) -> Float16[Tensor, "4 height width"]:
+        """Unit vectors, 0 where invalid; and 1 where validity itself is known (not outside the picture)."""
+        truth = _normals(label)
+        vectors = np.where(truth.valid[..., None], truth.values, 0.0)
+        length = np.linalg.norm(vectors[truth.valid], axis=-1)
+        if length.size and not np.allclose(length, 1, atol=0.05):
+            raise UserError(
+                f"valid normals of lengths {length.min():.2f}..{length.max():.2f} found, expected 1; make them unit "
+                "vectors, and mark pixels without a surface as invalid (0, 0, 0)"
+            )
+        planes = [*np.moveaxis(vectors, -1, 0), truth.confidence > 0]
+        return torch.from_numpy(np.stack(planes).astype(np.float16))
+
+    def loss(
+        self, output: Float[Tensor, "batch 5 height width"], target: Float16[Tensor, "batch 4 height width"]
+    ) -> Float[Tensor, ""]:
+        target = target.to(output.dtype)
+        valid = (target[:, :3].abs().sum(1) > 0).to(output.dtype)
+        # Angles blow up in the gradient near 0 and pi, so the cosine stays a little inside.
+        angle = (output[:, :3] * target[:, :3]).sum(1).clamp(-0.9999, 0.9999).acos()
+        k = output[:, 3].exp()
+        unlikely = k * angle - (k.square() + 1).log() + functional.softplus(-math.pi * k)
+        missing = functional.binary_cross_entropy_with_logits(output[:, 4], valid, weight=target[:, 3], reduction="sum")
+        known = target[:, 3].sum().clamp_min(1)
+        return (unlikely * valid).sum() / valid.sum().clamp_min(1) + self.validity * missing / known
+
+    @torch.no_grad()
+    def read(self, output: Float[Tensor, "batch 5 height width"], size: Size) -> list[Label]:
+        return [self._read_one(resize(one[None].float(), size)[0]) for one in output]
+
+    def _read_one(self, output: Float[Tensor, "5 height width"]) -> DenseMap:
+        k = output[3].exp()
+        miss = torch.exp(-k * _CLOSE) * (k * math.sin(_CLOSE) + math.cos(_CLOSE))
+        close = (1 - miss) / (1 + torch.exp(-math.pi * k))
+        exists = output[4].sigmoid() if self.validity else torch.ones_like(k)
+        valid = exists >= 0.5
+        confidence = torch.where(valid, close * exists, 1 - exists)
+        vectors = torch.where(valid, output[:3], 0.0).permute(1, 2, 0)
+        return surface_normals(vectors.cpu().numpy(), confidence.cpu().numpy())
+
+    def score(self) -> Score:
+        return NormalsScore()
+
+
+class NormalsScore:
+    """Angles between true and found directions, over all pixels that have a true one; none found counts as 90."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+        self._within = np.zeros(3, np.int64)
+
+    def add(self, found: Label, truth: Label) -> None:
+        found, truth = _normals(found), _normals(truth)
+        cosine = (found.values * truth.values).sum(axis=-1)[truth.valid]
+        degrees = np.degrees(np.arccos(cosine.clip(-1, 1).astype(np.float64)))
+        self._sum += float(degrees.sum())
+        self._count += degrees.size
+        self._within += [(degrees < limit).sum() for limit in (11.25, 22.5, 30.0)]
+
+    def result(self) -> dict[str, float]:
+        """`mean_angle_deg`, and the shares of pixels `within_11`, `within_22` and `within_30` degrees."""
+        if not self._count:
+            return {}
+        shares = (self._within / self._count).tolist()
+        return {
+            "mean_angle_deg": self._sum / self._count,
+            **dict(zip(("within_11", "within_22", "within_30"), shares, strict=True)),
+        }
+
+    @property
+    def merit(self) -> float:
+        return self.result().get("within_22", 0.0)
+
+
+def _normals(label: Label) -> DenseMap:
+    if not isinstance(label, DenseMap) or label.storage.unit != NORMALS_STORAGE.unit:
+        raise UserError("the normals label is no map of unit vectors; give maps of three components per pixel")
+    return label
