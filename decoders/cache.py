@@ -11,7 +11,7 @@ from torch import Tensor
 from decoders.augmentation import make_view
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver
-from decoders.labels import AnnotatedImage, LabelSet
+from decoders.labels import AnnotatedImage, Label, LabelSet
 from decoders.perceiving import perceive, require_finite, select
 from decoders.resizing import Size
 from decoders.settings import FitSettings
@@ -162,18 +162,13 @@ def cache_views(
 
 
 def make_targets(picture: AnnotatedImage, tasks: Mapping[str, Task]) -> dict[str, Tensor]:
-    """What each task's loss compares with.
+    """What each task's loss compares with; `picture` as it comes from `learnable`.
 
     Raises:
-        UserError: a label is missing or wrong; names the picture.
+        UserError: a label is wrong; names the picture.
     """
     targets: dict[str, Tensor] = {}
     for name, task in tasks.items():
-        if name not in picture.labels:
-            raise UserError(
-                f"picture {picture.name} has no label {name} (it has {', '.join(picture.labels) or 'none'}); "
-                f"add it, leave the picture out, or do not ask for the task {name}"
-            )
         try:
             targets[name] = task.target(picture.labels[name])
         except UserError as error:
@@ -182,10 +177,23 @@ def make_targets(picture: AnnotatedImage, tasks: Mapping[str, Task]) -> dict[str
 
 
 def learnable(picture: AnnotatedImage, tasks: Mapping[str, Task]) -> AnnotatedImage:
-    """The picture with only those labels that a task learns; errors as `make_targets`, so none hides outside a crop."""
-    make_targets(picture, tasks)
-    labels = {name: label for name, label in picture.labels.items() if name in tasks}
-    return AnnotatedImage(name=picture.name, image=picture.image, labels=labels)
+    """The picture with only those labels that a task learns, by the names of the tasks.
+
+    Raises:
+        UserError: a label is missing or, be it outside of every crop, wrong; names the picture.
+    """
+    labels: dict[str, Label] = {}
+    for name, task in tasks.items():
+        source = task.learns_from or name
+        if source not in picture.labels:
+            raise UserError(
+                f"picture {picture.name} has no label {source} (it has {', '.join(picture.labels) or 'none'}); "
+                f"add it, leave the picture out, or do not ask for the task {name}"
+            )
+        labels[name] = picture.labels[source]
+    found = AnnotatedImage(name=picture.name, image=picture.image, labels=labels)
+    make_targets(found, tasks)
+    return found
 
 
 def _views(

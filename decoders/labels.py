@@ -90,6 +90,8 @@ SEMANTIC_STORAGE = Storage(unit=CATEGORY, quantum=1.0, dtype="uint8")
 METRIC_DEPTH_STORAGE = Storage(unit="m", quantum=1 / 256, dtype="uint16")
 """KITTI's convention: metres x 256, 0 = no measurement, up to 255.99 m."""
 
+RELATIVE_DEPTH_STORAGE = Storage(unit="relative inverse depth", quantum=1 / 65534, offset=1, dtype="uint16")
+"""0..1 from the farthest to the nearest point of each picture; two pictures cannot be compared."""
 NORMALS_STORAGE = Storage(unit="unit vector", quantum=1 / 127, offset=128, dtype="uint8")
 """Components right, up and toward the camera, -1..1, as red, green and blue; 0, 0, 0 = none."""
 

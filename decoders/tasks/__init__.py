@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, cast, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, cast, get_type_hints, runtime_checkable
 
 from jaxtyping import Float, Shaped
 from pydantic import TypeAdapter, ValidationError
@@ -51,6 +51,9 @@ class Task(nn.Module, ABC, Generic[OutputT]):
 
     Subclasses take `(trunk, taxonomy, *, option=default, ...)` and raise `UserError` for options out of range.
     """
+
+    learns_from: ClassVar[str] = ""
+    """Name of the label that it is learned from and scored against; the task's own name when empty."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         super().__init__()

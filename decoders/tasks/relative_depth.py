@@ -1,0 +1,161 @@
+"""Which of two things is nearer, and by how much more than others: depth up to an unknown scale and shift.
+
+For truth whose unit nobody knows (stereo films, other networks), and where only the order matters.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn import functional
+
+from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
+from decoders.errors import UserError
+from decoders.labels import METRIC_DEPTH_STORAGE, RELATIVE_DEPTH_STORAGE, DenseMap, Label, Taxonomy
+from decoders.resizing import Size
+from decoders.tasks import Score, Task
+
+_SHARPEST_LOG_SCALE, _BLUNTEST_LOG_SCALE = -4.0, 2.0
+_CLOSE = 0.25
+"""An error in the normalised inverse depth, whose mean absolute deviation in a picture is 1."""
+
+
+class RelativeDepth(Task[Tensor]):
+    """Inverse depth 0..1 within each picture (1 = nearest), learned from the label `depth`, in metres or relative.
+
+    Both truth and output are shifted to median 0 and scaled to mean absolute deviation 1 before they are compared
+    (scale-and-shift-invariant loss of MiDaS, arXiv 1907.01341, equation 5). Beside it the head says the logarithm of
+    the spread of a Laplace distribution about its answer, and whether there is a depth at all; confidence as for
+    `depth`, with an error below a quarter of the mean deviation for close.
+    """
+
+    learns_from = "depth"
+
+    def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, validity: float = 0.25) -> None:
+        """Options.
+
+        Args:
+            validity: weight of learning where there is no depth. 0 where invalid pixels mean "not measured".
+        """
+        super().__init__(taxonomy)
+        if validity < 0:
+            raise UserError(
+                f"task relative_depth: found validity {validity}; expected a weight of at least 0; correct it"
+            )
+        self.validity = validity
+        self.head = TwoScaleHead(trunk, 3)
+
+    def calibrate(self, targets: Iterable[Float32[Tensor, "3 height width"]]) -> None:
+        """Nothing is measured: scale and shift are free."""
+        if not any(bool(target[1].any()) for target in targets):
+            raise UserError("no picture has a valid depth; give depth maps or leave out the task relative_depth")
+
+    def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch 3 height width"]:
+        """Inverse depth of any scale, log spread, and the logit of there being a depth."""
+        raw = self.head(features)
+        spread = raw[:, 1:2].clamp(_SHARPEST_LOG_SCALE, _BLUNTEST_LOG_SCALE)
+        return torch.cat([raw[:, :1], spread, raw[:, 2:]], dim=1)
+
+    def target(self, label: Label) -> Float32[Tensor, "3 height width"]:
+        """Inverse depth, where it is valid, and where validity itself is known (not outside the picture)."""
+        truth = _depth(label)
+        inverse = _inverse(truth)
+        if not np.isfinite(inverse).all():
+            raise UserError("valid depths must be finite and above 0; mark pixels without a measurement as invalid")
+        return torch.from_numpy(np.stack([inverse, truth.valid, truth.confidence > 0]).astype(np.float32))
+
+    def loss(
+        self, output: Float[Tensor, "batch 3 height width"], target: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, ""]:
+        found, spread, exists = output.unbind(1)
+        inverse, valid, known = target.unbind(1)
+        missing = functional.binary_cross_entropy_with_logits(exists, valid, weight=known, reduction="sum")
+        losses = [output.sum() * 0]
+        for one, log_spread, true, here in zip(found, spread, inverse, valid > 0, strict=True):
+            if int(here.sum()) < 2:
+                continue
+            error = (_normalise(one[here]) - _normalise(true[here])).abs()
+            unlikely = error.detach() * (-log_spread[here]).exp() + log_spread[here]
+            losses.append(error.mean() + 0.1 * unlikely.mean())
+        return torch.stack(losses).sum() / max(1, len(losses) - 1) + self.validity * missing / known.sum().clamp_min(1)
+
+    @torch.no_grad()
+    def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:
+        return [self._read_one(resize(one[None].float(), size)[0]) for one in output]
+
+    def _read_one(self, output: Float[Tensor, "3 height width"]) -> DenseMap:
+        inverse, log_spread, logit = output
+        exists = logit.sigmoid() if self.validity else torch.ones_like(logit)
+        valid = exists >= 0.5
+        close = 1 - torch.exp(-_CLOSE / log_spread.exp())
+        values = torch.zeros_like(inverse)
+        if bool(valid.any()):
+            seen = inverse[valid]
+            low, high = seen.min(), seen.max()
+            values = torch.where(valid, (inverse - low) / (high - low).clamp_min(1e-6), 0.0)
+        return DenseMap(
+            values=values[..., None].cpu().numpy(),
+            valid=valid.cpu().numpy(),
+            confidence=torch.where(valid, close * exists, 1 - exists).cpu().numpy(),
+            storage=RELATIVE_DEPTH_STORAGE,
+        )
+
+    def score(self) -> Score:
+        return RelativeDepthScore()
+
+
+class RelativeDepthScore:
+    """Errors after the best scale and shift of each picture, averaged over pictures."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+
+    def add(self, found: Label, truth: Label) -> None:
+        found, truth = _depth(found), _depth(truth)
+        both = truth.valid & found.valid
+        if both.sum() < 2:
+            return
+        true, ours = (_inverse(label)[both].astype(np.float64) for label in (truth, found))
+        columns = np.stack([ours, np.ones_like(ours)], axis=1)
+        solution, _, _, _ = np.linalg.lstsq(columns, true, rcond=None)
+        error = np.abs(columns @ solution - true)
+        deviation = float(np.abs(true - np.median(true)).mean())
+        row = {"deviation": float(error.mean()) / max(deviation, 1e-9) if error.any() else 0.0}
+        if truth.storage.unit == METRIC_DEPTH_STORAGE.unit:
+            meters, aligned = 1 / true, 1 / np.maximum(columns @ solution, 1 / 250)
+            row["absrel"] = float((np.abs(aligned - meters) / meters).mean())
+            row["delta1"] = float((np.maximum(aligned / meters, meters / aligned) < 1.25).mean())
+        self._rows.append(row)
+
+    def result(self) -> dict[str, float]:
+        """`deviation`, the error as a share of the truth's own mean deviation; with metric truth `absrel`, `delta1`."""
+        names = ("deviation", "absrel", "delta1")
+        columns = {name: [row[name] for row in self._rows if name in row] for name in names}
+        return {name: float(np.mean(column)) for name, column in columns.items() if column}
+
+    @property
+    def merit(self) -> float:
+        result = self.result()
+        return 1 / (1 + result["deviation"]) if result else 0.0
+
+
+def _normalise(values: Float[Tensor, " pixels"]) -> Float[Tensor, " pixels"]:
+    centred = values - values.median()
+    return centred / centred.abs().mean().clamp_min(1e-6)
+
+
+def _inverse(label: DenseMap) -> Float32[np.ndarray, "height width"]:
+    """Larger is nearer; 0 where invalid."""
+    values = label.values[..., 0]
+    if label.storage.unit == METRIC_DEPTH_STORAGE.unit:
+        return np.divide(1, values, out=np.zeros_like(values), where=label.valid & (values > 0))
+    return np.where(label.valid, values, 0).astype(np.float32)
+
+
+def _depth(label: Label) -> DenseMap:
+    units = (METRIC_DEPTH_STORAGE.unit, RELATIVE_DEPTH_STORAGE.unit)
+    if not isinstance(label, DenseMap) or label.storage.unit not in units:
+        raise UserError(f"the relative_depth label is no map of depths; give maps of one of the units {units}")
+    return label

@@ -1,0 +1,116 @@
+"""Relative depth and normals: what their losses forgive, what their scores count, what their confidence means."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from decoders.decoder import Trunk
+from decoders.errors import UserError
+from decoders.features import FeatureSpec
+from decoders.labels import DenseMap, Taxonomy, metric_depth, semantic_map, surface_normals
+from decoders.settings import DecoderSettings
+from decoders.tasks.normals import Normals, NormalsScore
+from decoders.tasks.relative_depth import RelativeDepth, RelativeDepthScore
+
+SPEC = FeatureSpec(model_digest="x", strides=(8,), channels=(8,), attention_maps=(0,), settings={})
+TAXONOMY = Taxonomy(names=("all",), is_thing=(False,), colors=((1, 2, 3),))
+METERS = np.random.default_rng(0).uniform(2, 60, (12, 16)).astype(np.float32)
+
+
+def trunk() -> Trunk:
+    return Trunk(SPEC, DecoderSettings(width=16, fine_width=8))
+
+
+# ---- relative depth ----
+
+
+def output_of(inverse: np.ndarray) -> torch.Tensor:
+    """What a head that knows the inverse depth gives."""
+    planes = np.stack([inverse, np.full_like(inverse, -3), np.full_like(inverse, 9)])
+    return torch.from_numpy(planes.astype(np.float32))[None]
+
+
+def test_scale_and_shift_are_free():
+    task = RelativeDepth(trunk(), TAXONOMY)
+    target = task.target(metric_depth(METERS))[None]
+    right, scaled, wrong = (
+        task.loss(output_of(inverse), target).item() for inverse in (1 / METERS, 40 / METERS - 7, METERS)
+    )
+    assert scaled == pytest.approx(right, abs=1e-4)
+    assert wrong > right + 1
+
+
+def test_what_is_read_is_right_up_to_scale_and_shift():
+    meters = METERS.copy()
+    meters[:3] = np.inf
+    task = RelativeDepth(trunk(), TAXONOMY)
+    output = output_of(5 / METERS + 3)
+    output[:, 2, :3] = -9
+    label = task.read(output, (12, 16))[0]
+    assert isinstance(label, DenseMap)
+    assert not label.valid[:3].any()
+    assert (label.values[label.valid].min(), label.values[label.valid].max()) == (0, 1)
+    score = RelativeDepthScore()
+    score.add(label, metric_depth(meters))
+    assert score.result()["absrel"] == pytest.approx(0, abs=1e-3)
+    assert score.result()["delta1"] == 1
+    assert score.merit == pytest.approx(1, abs=1e-3)
+
+
+def test_a_picture_without_depth_is_no_score():
+    score = RelativeDepthScore()
+    score.add(metric_depth(METERS), metric_depth(np.full_like(METERS, np.inf)))
+    assert score.result() == {}
+    with pytest.raises(UserError, match="no picture has a valid depth"):
+        RelativeDepth(trunk(), TAXONOMY).calibrate([torch.zeros(3, 4, 4)])
+
+
+# ---- normals ----
+
+
+def turned(degrees: float) -> DenseMap:
+    """Up, turned towards the camera."""
+    angle = math.radians(degrees)
+    vectors = np.tile(np.array([0, math.cos(angle), math.sin(angle)], np.float32), (8, 8, 1))
+    return surface_normals(vectors)
+
+
+@pytest.mark.parametrize(("degrees", "within"), [(0, (1, 1, 1)), (20, (0, 1, 1)), (25, (0, 0, 1)), (90, (0, 0, 0))])
+def test_angles_are_counted_as_by_hand(degrees: float, within: tuple[int, int, int]):
+    score = NormalsScore()
+    score.add(turned(degrees), turned(0))
+    result = score.result()
+    assert result["mean_angle_deg"] == pytest.approx(degrees, abs=0.1)
+    assert (result["within_11"], result["within_22"], result["within_30"]) == within
+
+
+def test_no_direction_found_counts_as_a_right_angle():
+    score = NormalsScore()
+    score.add(surface_normals(np.zeros((8, 8, 3), np.float32)), turned(0))
+    assert score.result()["mean_angle_deg"] == pytest.approx(90)
+
+
+def test_the_surer_head_has_the_higher_confidence():
+    task = Normals(trunk(), TAXONOMY)
+    output = torch.zeros(1, 5, 4, 4)
+    output[:, 1], output[:, 4] = 1, 9
+    sure, unsure = output.clone(), output.clone()
+    sure[:, 3], unsure[:, 3] = 3, 0
+    labels = [task.read(one, (4, 4))[0] for one in (sure, unsure)]
+    assert all(isinstance(label, DenseMap) for label in labels)
+    high, low = (label.confidence.mean() for label in labels if isinstance(label, DenseMap))
+    assert high > 0.9 > low
+
+
+def test_vectors_of_other_lengths_and_other_maps_are_refused():
+    task = Normals(trunk(), TAXONOMY)
+    label = turned(0)
+    double = DenseMap(values=2 * label.values, valid=label.valid, confidence=label.confidence, storage=label.storage)
+    with pytest.raises(UserError, match=r"lengths 2.00..2.00 found"):
+        task.target(double)
+    with pytest.raises(UserError, match="no map of unit vectors"):
+        task.target(semantic_map(np.ones((4, 4), np.uint8)))
+    with pytest.raises(UserError, match="no picture has a valid normal"):
+        task.calibrate([torch.zeros(4, 4, 4, dtype=torch.float16)])
