@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def unpack_map(
 
 
 def pack_labels(labels: LabelSet, *, taken: frozenset[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Files by name ending, in order, and the storage of each map as a JSON value.
+    """Files by name ending, in order, and the storage of each map as a JSON value, with its count of repairs.
 
     A map X becomes `X.png` and `X.confidence.png` (8 bits), a set of objects X becomes `X.json`.
     """
@@ -81,7 +81,7 @@ def pack_labels(labels: LabelSet, *, taken: frozenset[str]) -> tuple[dict[str, b
             continue
         files[f"{name}.png"] = encode_png(pack_map(label))
         files[f"{name}.confidence.png"] = encode_png(_pack_confidence(label))
-        storages[name] = asdict(label.storage)
+        storages[name] = asdict(label.storage) | ({"repairs": label.repairs} if label.repairs else {})
     return files, storages
 
 
@@ -96,7 +96,10 @@ def unpack_labels(
             labels[name] = from_entries(content, height=height, width=width)
         elif kind == "png":
             confidence = decode_png(files[f"{name}.confidence.png"])
-            labels[name] = unpack_map(decode_png(content), Storage(**storages[name]), confidence)
+            storage = dict(storages[name])
+            repairs = storage.pop("repairs", 0)
+            label = unpack_map(decode_png(content), Storage(**storage), confidence)
+            labels[name] = replace(label, repairs=repairs)
     return labels
 
 

@@ -106,6 +106,8 @@ class DenseMap:
     confidence: Float32[np.ndarray, "height width"]
     """0..1 as the decoder sees it, not calibrated; 1 where the label is given truth."""
     storage: Storage
+    repairs: int = 0
+    """Specks that took the class of their neighbours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,10 @@ class AnnotatedImage:
 
 
 def semantic_map(
-    ids: UInt8[np.ndarray, "height width"], confidence: Float32[np.ndarray, "height width"] | None = None
+    ids: UInt8[np.ndarray, "height width"],
+    confidence: Float32[np.ndarray, "height width"] | None = None,
+    *,
+    repairs: int = 0,
 ) -> DenseMap:
     """Semantic ids (0 = void) as a label; confidence is 1 where none is given."""
     return DenseMap(
@@ -147,6 +152,7 @@ def semantic_map(
         valid=ids > 0,
         confidence=np.ones(ids.shape, np.float32) if confidence is None else confidence,
         storage=SEMANTIC_STORAGE,
+        repairs=repairs,
     )
 
 

@@ -137,6 +137,7 @@ class CocoWriter:
         files = {f"{task}/{stem}.png": encode_png(pack_map(label)) for task, label in maps.items()}
         picture = {"file_name": file_name, "height": height, "width": width}
         picture |= {map_key(task): file for task, file in zip(maps, files, strict=True)}
+        picture |= {f"{task}_repairs": label.repairs for task, label in maps.items() if label.repairs}
         if taken := sorted((picture.keys() | {"id"}) & (extra or {}).keys()):
             raise ValueError(f"extra fields {taken} of picture {name} would replace the writer's own")
         found, source = objects(labels, self.taxonomy, min_pixels=self._min_pixels)

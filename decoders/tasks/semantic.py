@@ -11,6 +11,7 @@ from torch.nn import functional
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
+from decoders.repair import repair_specks
 from decoders.resizing import Size
 from decoders.tasks import Score, Task
 
@@ -35,6 +36,7 @@ class Semantic(Task[Tensor]):
         balance: float = 0.5,
         dice: float = 0.5,
         label_smoothing: float = 0.02,
+        smallest_px: int = 20,
     ) -> None:
         """Options.
 
@@ -43,13 +45,17 @@ class Semantic(Task[Tensor]):
             dice: weight of the soft Dice loss (V-Net, arXiv 1606.04797) beside the cross-entropy: counts classes, not
                 pixels.
             label_smoothing: share of the target probability spread over all classes.
+            smallest_px: connected regions below, in pixels of the picture, take the class of their neighbours, with the
+                confidence that the reader had in that class there; 0 = all stay.
         """
         super().__init__(taxonomy)
-        if not 0 <= balance <= 1 or not 0 <= label_smoothing < 1 or dice < 0:
+        if not 0 <= balance <= 1 or not 0 <= label_smoothing < 1 or dice < 0 or smallest_px < 0:
             raise UserError(
-                f"task semantic: found balance {balance}, dice {dice}, label_smoothing {label_smoothing}; "
-                "expected balance in 0..1, dice >= 0 and label_smoothing in 0..1; leave them out for the defaults"
+                f"task semantic: found balance {balance}, dice {dice}, label_smoothing {label_smoothing}, smallest_px "
+                f"{smallest_px}; expected balance in 0..1, dice >= 0, label_smoothing in 0..1 and smallest_px >= 0; "
+                "leave them out for the defaults"
             )
+        self.smallest_px = smallest_px
         self.balance = balance
         self.dice = dice
         self.label_smoothing = label_smoothing
@@ -101,7 +107,7 @@ class Semantic(Task[Tensor]):
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch classes height width"], size: Size) -> list[Label]:
-        return [_read_one(logits[None], size) for logits in output]
+        return [_read_one(logits[None], size, self.smallest_px) for logits in output]
 
     def score(self) -> Score:
         return SemanticScore(self.taxonomy)
@@ -145,9 +151,11 @@ def _semantic(label: Label) -> DenseMap:
     return label
 
 
-def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size) -> DenseMap:
-    confidence, ids = resize(logits.float(), size)[0].softmax(0).max(0)
-    return semantic_map((ids + 1).to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size, smallest_px: int) -> DenseMap:
+    probability = resize(logits.float(), size)[0].softmax(0).cpu().numpy()
+    ids, repairs = repair_specks(probability.argmax(0).astype(np.uint8), smallest_px=smallest_px)
+    confidence = np.take_along_axis(probability, ids[None].astype(np.intp), axis=0)[0]
+    return semantic_map(ids + np.uint8(1), confidence, repairs=repairs)
 
 
 def _dice_loss(

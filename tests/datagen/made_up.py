@@ -33,7 +33,7 @@ def labels(seed: int = 0, height: int = 20, width: int = 33) -> dict[str, Label]
     depth = generator.uniform(0.5, 90, (height, width)).astype(np.float32)
     depth[ids == 1] = np.inf
     confidence = generator.random((height, width)).astype(np.float32)
-    return {"semantic": semantic_map(ids, confidence), "depth": metric_depth(depth)}
+    return {"semantic": semantic_map(ids, confidence, repairs=seed), "depth": metric_depth(depth)}
 
 
 def objects(height: int = 20, width: int = 33) -> InstanceSet:

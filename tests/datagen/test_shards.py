@@ -37,7 +37,7 @@ def _assert_equal(found: LabelSet, given: LabelSet) -> None:
             np.testing.assert_array_equal(back.is_crowd, label.is_crowd)
             continue
         assert isinstance(back, DenseMap)
-        assert back.storage == label.storage
+        assert (back.storage, back.repairs) == (label.storage, label.repairs)
         np.testing.assert_array_equal(back.valid, label.valid)
         quantum = label.storage.quantum
         np.testing.assert_allclose(back.values[back.valid], label.values[label.valid], atol=quantum / 2 + 1e-5)
