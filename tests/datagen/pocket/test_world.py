@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from datagen.pocket import world
 from datagen.pocket.atmosphere import HELD_OUT_LOOK, HELD_OUT_WEATHER, LOOKS, TIMES, WEATHERS, Domain
 from datagen.pocket.captions import count_phrase
+from datagen.pocket.layout import draw_layout
 from decoders.errors import UserError
-from decoders.labels import InstanceSet
+from decoders.labels import DenseMap, InstanceSet
 
 SEEDS = tuple(world.SEEDS["test"][:6])
 
@@ -132,3 +134,23 @@ def test_colour_alone_does_not_solve_the_world() -> None:
     hits = np.diag(confusion)[1:]
     iou = hits / (confusion[1:].sum(axis=1) + confusion[:, 1:].sum(axis=0) - hits)
     assert 0.05 < iou.mean() < 0.30
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_normals_are_what_the_depth_says(seed: int) -> None:
+    """Two neighbours' offsets in space span the surface, and its normal stands upright on both."""
+    scene = world.render_scene(seed)
+    label = scene.labels["normals"]
+    assert isinstance(label, DenseMap)
+    assert np.array_equal(label.valid, scene.semantic != world.SKY)
+    assert np.allclose(np.linalg.norm(scene.normals[label.valid], axis=-1), 1, atol=1e-5)
+    camera = draw_layout(np.random.default_rng([seed, 1]), height=2 * world.SIZE, width=2 * world.SIZE).camera
+    across = (np.arange(world.SIZE) + 0.5 - world.SIZE / 2) / (camera.focal_px / 2)
+    rays = np.stack(np.broadcast_arrays(across[None], -across[:, None], -1.0), axis=-1)  # right, up, toward the camera
+    points = rays * np.where(np.isfinite(scene.depth), scene.depth, 0)[..., None]
+    normal = np.cross(points[:-1, 1:] - points[:-1, :-1], points[:-1, :-1] - points[1:, :-1])
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True).clip(1e-9)
+    road = scene.semantic == world.TAXONOMY.names.index("road") + 1
+    inner = ndimage.binary_erosion(road, iterations=2)[:-1, :-1]
+    cosine = (normal * scene.normals[:-1, :-1]).sum(axis=-1)[inner]
+    assert np.median(cosine) > 0.999
