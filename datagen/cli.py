@@ -139,6 +139,29 @@ def fit(
     _out.print(str(fit_from_plan(plan, to=to, overrides=settings or [])), markup=False)
 
 
+@app.command(
+    cls=_WithSettings,
+    epilog="Example: datagen inspect configs/camvid_reader.yaml --to sheet.png --set data.root=photos",
+)
+def inspect(
+    data: Annotated[Path, typer.Argument(metavar="PLAN.yaml|DATASET", help="A plan of `fit`, or a COCO dataset.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="SHEET.png", help="Draw pictures with their labels.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 16,
+    settings: Settings = None,
+) -> None:
+    """Say what was understood of annotated pictures: classes, counts, sizes and what is odd. Fits nothing."""
+    from datagen.inspection import inspect as look
+    from datagen.inspection import inspect_sources, overlay_sheet
+
+    for name, source in inspect_sources(data, settings or []).items():
+        _out.print(f"{name}: {look(source, console=_err)}\n", markup=False)
+        if to is not None and name == "data":
+            overlay_sheet(source, to=to, count=count)
+            _out.print(str(to), markup=False)
+
+
 @app.command(epilog="Example: datagen label --reader readers/camvid photos/ --to runs/photos")
 def label(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures.")],

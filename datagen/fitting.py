@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
 
 from annotated_types import Ge
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 from rich.console import Console
 
 from datagen.datasets import AnnotatedImages
@@ -53,6 +53,10 @@ def _dataset(at: str, values: Any) -> Part | None:
     return None if values is None and at == "validation" else choose_part("datasets", values, at=at)
 
 
+def _with_options(values: Any) -> Any:
+    return {name: {} for name in values} if isinstance(values, list) else values
+
+
 class PerceiverSettings(Settings):
     """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
 
@@ -72,8 +76,8 @@ class FitPlan(Settings):
     """Folder of the finished reader."""
     model: ModelSettings
     perceiver: PerceiverSettings = PerceiverSettings()
-    tasks: Mapping[str, Mapping[str, Any]]
-    """Task name -> options: what the reader learns to say."""
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
+    """Task name -> options: what the reader learns to say; a list of names where the options are the defaults."""
     decoder: Annotated[
         DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(_as_json)
     ] = DecoderSettings()

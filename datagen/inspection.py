@@ -1,0 +1,193 @@
+"""The verb `inspect`: what was understood of annotated pictures, before anyone waits for a fit."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from datagen.datasets import AnnotatedImages
+from datagen.datasets.coco import Coco
+from datagen.exporters import Entry
+from datagen.files import encode_png
+from datagen.meter import Counted, meter
+from datagen.sheet import draw_sheet, spread
+from decoders.errors import UserError
+from decoders.files import write_atomic
+from decoders.labels import CATEGORY, METRIC_DEPTH_STORAGE, AnnotatedImage, DenseMap, InstanceSet, Taxonomy
+
+_NAMED = 5
+"""Pictures or objects listed in a warning."""
+_PLAUSIBLE_M = (0.3, 150.0)
+"""Between these, in metres, lies the median depth of pictures that people take."""
+
+
+@dataclass(slots=True)
+class ClassCount:
+    """How much of a class there is."""
+
+    pictures: int = 0
+    pixels: int = 0
+    objects: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Inspection:
+    """What the annotated pictures hold, and what is odd about them."""
+
+    taxonomy: Taxonomy
+    pictures: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
+    """(height, width) -> pictures."""
+    labels: Counter[str] = field(default_factory=Counter[str])
+    """Label name -> pictures that have it."""
+    classes: list[ClassCount] = field(default_factory=list[ClassCount])
+    """In the order of the taxonomy."""
+    void_pixels: int = 0
+    depths_m: list[tuple[float, float, float]] = field(default_factory=list[tuple[float, float, float]])
+    """Smallest, middle and largest valid depth of each picture that has one."""
+    overlapping: list[str] = field(default_factory=list[str])
+    empty: list[str] = field(default_factory=list[str])
+    implausible: list[str] = field(default_factory=list[str])
+
+    def add(self, picture: AnnotatedImage) -> None:
+        self.pictures += 1
+        height, width = picture.image.shape[:2]
+        self.sizes[height, width] += 1
+        self.labels.update(picture.labels.keys())
+        marked = False
+        seen: set[int] = set()
+        for name, label in sorted(picture.labels.items()):
+            if isinstance(label, InstanceSet):
+                marked |= self._objects(picture.name, label, seen)
+            elif label.storage.unit == CATEGORY:
+                marked |= self._map(label, seen)
+            elif label.storage.unit == METRIC_DEPTH_STORAGE.unit:
+                marked |= self._depth(f"{picture.name} ({name})", label)
+            else:
+                marked |= bool(label.valid.any())
+        for semantic_id in seen:
+            self.classes[semantic_id - 1].pictures += 1
+        if not marked:
+            self.empty.append(picture.name)
+
+    def _objects(self, name: str, label: InstanceSet, seen: set[int]) -> bool:
+        for semantic_id in label.category_ids.tolist():
+            self.classes[semantic_id - 1].objects += 1
+            seen.add(semantic_id)
+        shared = int((label.masks[~label.is_crowd].sum(axis=0) > 1).sum())
+        if shared:
+            self.overlapping.append(f"{name} ({shared} pixels)")
+        return bool(len(label.masks))
+
+    def _map(self, label: DenseMap, seen: set[int]) -> bool:
+        ids = np.where(label.valid, label.values[..., 0], 0).astype(np.intp)
+        counts = np.bincount(ids.ravel(), minlength=len(self.taxonomy) + 1)
+        self.void_pixels += int(counts[0])
+        for semantic_id in np.flatnonzero(counts[1:]) + 1:
+            self.classes[semantic_id - 1].pixels += int(counts[semantic_id])
+            seen.add(int(semantic_id))
+        return bool(counts[1:].any())
+
+    def _depth(self, name: str, label: DenseMap) -> bool:
+        meters = label.values[label.valid]
+        if not meters.size:
+            self.implausible.append(f"{name}: no valid pixel")
+            return False
+        low, middle, high = (float(value) for value in (meters.min(), np.median(meters), meters.max()))
+        self.depths_m.append((low, middle, high))
+        if not _PLAUSIBLE_M[0] <= middle <= _PLAUSIBLE_M[1]:
+            self.implausible.append(f"{name}: half of it nearer than {middle:.2f} m")
+        return True
+
+    def warnings(self) -> Iterator[str]:
+        """Each with what it is about and what to do."""
+        absent = [name for name, count in zip(self.taxonomy.names, self.classes, strict=True) if not count.pictures]
+        if absent and self.labels.keys() & {"semantic", "instances"}:
+            yield (
+                f"no example of {', '.join(absent)}: a reader cannot learn them; annotate one, or take them out of the "
+                "classes"
+            )
+        for pictures, what in (
+            (self.empty, "nothing is annotated in {}: leave them out, or check that their labels are the right files"),
+            (
+                self.overlapping,
+                "objects overlap in {}: the smaller one is taken to be in front; correct the masks where that is wrong",
+            ),
+            (
+                self.implausible,
+                "depths of an unlikely range in {}: check the unit, such as `depth_scale` (metres per step)",
+            ),
+        ):
+            if pictures:
+                more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
+                yield what.format("; ".join(pictures[:_NAMED]) + more)
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{width} x {height} ({count})" for (height, width), count in self.sizes.most_common(4))
+        rest = f", {len(self.sizes) - 4} other sizes" if len(self.sizes) > 4 else ""
+        lines = [
+            f"{self.pictures} pictures, width x height: {sizes}{rest}",
+            "labels: " + (", ".join(f"{name} ({count})" for name, count in sorted(self.labels.items())) or "none"),
+        ]
+        known = sum(count.pixels for count in self.classes)
+        lines.append(f"{'id':>5}  {'class':24}{'kind':8}{'pictures':>9}{'pixels':>9}{'objects':>9}")
+        for category_id, name, thing, count in zip(
+            self.taxonomy.category_ids, self.taxonomy.names, self.taxonomy.is_thing, self.classes, strict=True
+        ):
+            share = f"{count.pixels / known:.2%}" if known else "-"
+            objects = str(count.objects) if thing else "-"
+            kind = "thing" if thing else "stuff"
+            lines.append(f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}")
+        if known:
+            lines.append(f"void: {self.void_pixels / (known + self.void_pixels):.2%} of the pixels")
+        if self.depths_m:
+            low, middle, high = (np.array(column) for column in zip(*self.depths_m, strict=True))
+            lines.append(f"depth: {low.min():.2f} to {high.max():.2f} m, half nearer than {np.median(middle):.2f} m")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings())])
+
+
+def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspection:
+    """Read every picture and label once.
+
+    Raises:
+        UserError: a picture or label is missing, damaged or contradicts another; names the file.
+    """
+    found = Inspection(taxonomy=data.taxonomy, classes=[ClassCount() for _ in data.taxonomy.names])
+    with meter("inspect", console=console) as tick:
+        for picture in Counted(data, tick):
+            found.add(picture)
+    return found
+
+
+def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, AnnotatedImages]:
+    """The datasets that a plan of `datagen fit` names (`data` and `validation`), or the one in a COCO folder.
+
+    Raises:
+        UserError: it is neither, or its settings are wrong.
+    """
+    if path.is_dir():
+        if not (path / "annotations/instances.json").is_file():
+            raise UserError(
+                f"{path} holds no annotations/instances.json; give a COCO dataset of ours, or a plan whose `data:` "
+                "says how your own files are laid out"
+            )
+        return {"data": Coco(root=path)}
+    from datagen.fitting import load_fit_plan
+
+    plan = load_fit_plan(path, overrides)
+    sources = {"data": plan.data.build()}
+    if plan.validation is not None:
+        sources["validation"] = plan.validation.build()
+    return sources
+
+
+def overlay_sheet(data: AnnotatedImages, *, to: Path, count: int = 16) -> None:
+    """Write a PNG of some pictures, spread over the dataset, with their labels beside them."""
+    entries: list[Entry] = []
+    for position in spread(len(data), count):
+        picture = data[position]
+        entries.append(Entry(picture.name, picture.image, picture.labels, {"caption": picture.name}))
+    write_atomic(to, encode_png(draw_sheet(entries, data.taxonomy)))

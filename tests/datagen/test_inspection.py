@@ -1,0 +1,111 @@
+"""What is told about annotated pictures is true, and what is odd about them is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from datagen import cli
+from datagen.datasets import AnnotatedImages
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.inspection import Inspection, inspect, inspect_sources
+from datagen.pocket.truth import write_scenes
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
+
+QUIET = Console(quiet=True)
+TAXONOMY = Taxonomy(
+    names=("ground", "ball", "ghost"),
+    is_thing=(False, True, True),
+    colors=((0, 0, 255), (0, 255, 0), (255, 0, 0)),
+    category_ids=(7, 8, 9),
+)
+
+
+class Made(AnnotatedImages):
+    def __init__(self, **pictures: LabelSet) -> None:
+        self.taxonomy = TAXONOMY
+        self.names = tuple(pictures)
+        self._labels = pictures
+
+    def load(self, name: str) -> AnnotatedImage:
+        return AnnotatedImage(name=name, image=np.zeros((10, 20, 3), np.uint8), labels=self._labels[name])
+
+
+def look(**pictures: LabelSet) -> Inspection:
+    return inspect(Made(**pictures), console=QUIET)
+
+
+def ids(value: int) -> np.ndarray:
+    return np.full((10, 20), value, np.uint8)
+
+
+def balls(*masks: np.ndarray) -> InstanceSet:
+    count = len(masks)
+    return InstanceSet(
+        masks=np.stack(masks) if masks else np.zeros((0, 10, 20), bool),
+        category_ids=np.full(count, 2, np.int64),
+        scores=np.ones(count, np.float32),
+        is_crowd=np.zeros(count, bool),
+    )
+
+
+def test_counts_are_those_of_the_labels():
+    half = ids(1)
+    half[:, 10:] = 2
+    ball = half == 2
+    found = look(a={"semantic": semantic_map(half), "instances": balls(ball)}, b={"semantic": semantic_map(ids(0))})
+    assert found.sizes == {(10, 20): 2}
+    assert [(count.pictures, count.pixels, count.objects) for count in found.classes] == [
+        (1, 100, 0),
+        (1, 100, 1),
+        (0, 0, 0),
+    ]
+    assert found.void_pixels == 200
+    text = str(found)
+    assert "2 pictures, width x height: 20 x 10 (2)" in text
+    assert "void: 50.00% of the pixels" in text
+    assert "    8  ball                    thing           1   50.00%        1" in text
+
+
+def test_what_is_odd_is_named_with_its_remedy():
+    left, all_of_it = ids(0).astype(bool), ids(1).astype(bool)
+    left[:, :4] = True
+    warnings = "\n".join(
+        look(
+            empty={"semantic": semantic_map(ids(0)), "instances": balls()},
+            crossing={"instances": balls(left, all_of_it)},
+            far={"depth": metric_depth(np.full((10, 20), 200, np.float32))},
+            nowhere={"depth": metric_depth(np.full((10, 20), np.inf, np.float32))},
+        ).warnings()
+    )
+    assert "no example of ground, ghost: a reader cannot learn them; annotate one" in warnings
+    assert "nothing is annotated in empty; nowhere: leave them out" in warnings
+    assert "objects overlap in crossing (40 pixels): the smaller one is taken" in warnings
+    assert "far (depth): half of it nearer than 200.00 m; nowhere (depth): no valid pixel: check the unit" in warnings
+
+
+def test_a_sound_dataset_has_no_warning():
+    found = inspect(PocketScenes(count=12), console=QUIET)
+    assert list(found.warnings()) == []
+    assert found.pictures == 12
+    assert found.labels["normals"] == 12
+
+
+def test_a_plan_and_a_dataset_can_both_be_inspected(tmp_path: Path):
+    write_scenes(tmp_path / "szenen ü", count=3, seed=0, split="few_shot")
+    done = CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "szenen ü"), "--to", str(tmp_path / "sheet.png")])
+    assert done.exit_code == 0, done.output
+    assert "3 pictures" in done.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 300
+    sources = inspect_sources(Path("configs/pocket_reader.yaml"), ["data.count=2", "validation.count=1"])
+    assert {name: len(source) for name, source in sources.items()} == {"data": 2, "validation": 1}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no annotations/instances\.json; give a COCO dataset"):
+        inspect_sources(tmp_path)
