@@ -1,7 +1,7 @@
 """The COCO JSON files, ours and other people's, as checked values; our additions to the form are optional fields."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
@@ -13,6 +13,7 @@ from decoders.errors import UserError
 from decoders.labels import Storage
 
 _MAP_FILE = "_file"
+_File = TypeVar("_File", bound=BaseModel)
 
 
 class UncompressedRle(BaseModel):
@@ -124,6 +125,33 @@ class Annotation(BaseModel):
             raise UserError(f"annotation {self.id} has {error}; correct or remove it") from None
 
 
+class Segment(BaseModel):
+    """One of `segments_info`."""
+
+    id: Annotated[int, Field(ge=1)]
+    category_id: int
+    area: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: Literal[0, 1] = 0
+    score: float = 1.0
+
+
+class PanopticPicture(BaseModel):
+    """One of `annotations` of a panoptic file: the segments of one picture."""
+
+    image_id: int
+    file_name: str
+    segments_info: list[Segment]
+
+
+class PanopticFile(BaseModel):
+    """COCO's panoptic JSON; the PNGs lie in the folder of the same name."""
+
+    images: list[Picture]
+    annotations: list[PanopticPicture]
+    categories: list[Category]
+
+
 class CocoFile(BaseModel):
     info: dict[str, Any] = {}
     images: list[Picture]
@@ -154,13 +182,22 @@ def map_key(name: str) -> str:
 
 
 def read_coco(path: Path, *, strict: bool = False) -> CocoFile:
-    """`strict` refuses what others' files may do, such as a number written as text.
+    """Objects or stuff; `strict` refuses what others' files may do, such as a number written as text.
 
     Raises:
         UserError: the file is missing, no JSON or not of the COCO form; names the first places.
     """
+    return _read(path, CocoFile, strict=strict)
+
+
+def read_panoptic(path: Path, *, strict: bool = False) -> PanopticFile:
+    """As `read_coco`, of a panoptic file."""
+    return _read(path, PanopticFile, strict=strict)
+
+
+def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
     try:
-        return CocoFile.model_validate_json(path.read_bytes(), strict=strict)
+        return kind.model_validate_json(path.read_bytes(), strict=strict)
     except FileNotFoundError:
         raise UserError(f"COCO file not found: {path}; check the path") from None
     except ValidationError as error:

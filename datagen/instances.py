@@ -88,6 +88,11 @@ def mask_box(rle: Rle) -> list[float]:
     return [float(value) for value in _coco.toBbox(rle)]
 
 
+def mask_box_of(mask: Bool[np.ndarray, "height width"]) -> list[float]:
+    """As `mask_box`, of pixels."""
+    return mask_box(encode_mask(mask))
+
+
 def to_entries(instances: InstanceSet) -> list[ObjectEntry]:
     """One JSON value per object, in order; empty masks are kept, as a store may not drop what it was given."""
     entries: list[ObjectEntry] = []

@@ -14,8 +14,9 @@ from jaxtyping import Integer
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datagen.coco_format import Annotation, CocoFile, Picture, is_map_key, read_coco
+from datagen.coco_format import Annotation, CocoFile, Picture, is_map_key, read_coco, read_panoptic
 from datagen.files import read_image
+from datagen.panoptic import from_colors
 from decoders.errors import UserError
 from decoders.labels import CATEGORY
 
@@ -82,6 +83,7 @@ def validate(folder: Path) -> ValidationReport:
         stuff_by_picture = _by_picture(stuff.annotations)
         for picture in instances.images:
             problems += _check_picture(folder, picture, instances, stuff_by_picture.get(picture.id, []))
+        problems += _check_panoptic(folder, instances)
         if (folder / "parts").exists():
             problems.append("parts/ is there: the dataset was not finished; run the command that writes it again")
         if not problems:
@@ -181,6 +183,43 @@ def _check_picture(folder: Path, picture: Picture, file: CocoFile, stuff: list[A
             yield f"{task} of {picture.file_name} is {pixels.shape[:2]} (height, width), but images say {size}"
         elif task != "image" and file.map_info(task).unit == CATEGORY:
             yield from _check_semantic(pixels, picture, file, stuff)
+
+
+def _check_panoptic(folder: Path, instances: CocoFile) -> Iterator[str]:
+    """Every segment is in its PNG and every colour of a PNG is a segment; pixels, boxes and classes agree."""
+    try:
+        panoptic = read_panoptic(folder / "annotations" / "panoptic.json", strict=True)
+    except UserError as error:
+        yield str(error)
+        return
+    if panoptic.images != instances.images or panoptic.categories != instances.categories:
+        yield "images or categories of instances.json and panoptic.json differ"
+    sizes = {picture.id: (picture.height, picture.width) for picture in instances.images}
+    categories = {category.id for category in instances.categories}
+    for number, times in Counter(one.image_id for one in panoptic.annotations).items():
+        if times > 1 or number not in sizes:
+            yield f"panoptic.json has {times} entries of image id {number}, expected one of each picture"
+            return
+    for one in panoptic.annotations:
+        where = f"panoptic/{one.file_name}"
+        try:
+            ids = from_colors(read_image(folder / where))
+        except UserError as error:
+            yield str(error)
+            continue
+        if ids.shape != sizes[one.image_id]:
+            yield f"{where} is {ids.shape} (height, width), but images say {sizes[one.image_id]}"
+            continue
+        found, wanted = set(np.unique(ids).tolist()) - {0}, [segment.id for segment in one.segments_info]
+        if found != set(wanted) or len(set(wanted)) != len(wanted):
+            yield f"{where} holds segments {sorted(found)}, but panoptic.json {sorted(wanted)}"
+            continue
+        for segment in one.segments_info:
+            mask = ids == segment.id
+            if segment.category_id not in categories:
+                yield f"segment {segment.id} of {where} has category id {segment.category_id}, not in `categories`"
+            if segment.area != mask.sum() or segment.bbox != _box(mask):
+                yield f"segment {segment.id} of {where} covers other pixels than its area and bbox say"
 
 
 def _read_map(folder: Path, task: str, path: str, file: CocoFile) -> Integer[np.ndarray, "..."]:

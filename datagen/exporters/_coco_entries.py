@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from datagen.instances import Rle, components, encode_mask, mask_area, mask_box, to_entries
 from datagen.packing import INVALID, check_task_name
+from datagen.panoptic import merge, segments_info, to_colors
 from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Taxonomy
 
 GIVEN = "given with the pictures"
 COMPONENTS = "connected components of the semantic map"
-_FOLDERS = frozenset({"images", "annotations", "parts"})
+_FOLDERS = frozenset({"images", "annotations", "parts", "panoptic"})
 _INFO_KEYS = frozenset({"instances", "settings_digest"})
 
 
@@ -72,6 +74,19 @@ def stuff(labels: LabelSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
             score = round(float(semantic.confidence[mask].mean(dtype=np.float64)), 6)
             entries.append(_entry(encode_mask(mask), semantic_id, score, taxonomy, crowd=False))
     return entries
+
+
+def panoptic(
+    labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], list[dict[str, Any]]] | None:
+    """The panoptic PNG and its `segments_info`; None without a map of classes."""
+    semantic = _categorical(labels)
+    if semantic is None:
+        return None
+    given = [label for label in labels.values() if isinstance(label, InstanceSet)]
+    instances = given[0] if given else components(semantic, taxonomy, min_pixels=min_pixels)
+    ids, segments = merge(semantic, instances, taxonomy)
+    return to_colors(ids), segments_info(ids, segments, taxonomy)
 
 
 def describe(label: DenseMap) -> Mapping[str, Any]:

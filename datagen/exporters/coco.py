@@ -1,6 +1,7 @@
-"""COCO: pictures, label PNGs and two JSON files (instances, stuff), resumable and the same bytes every time.
+"""COCO: pictures, label PNGs and JSON files (instances, stuff, panoptic), resumable and the same bytes every time.
 
-    images/<file>   annotations/instances.json   annotations/stuff.json   <map>/<image name>.png for every dense map
+    images/<file>   annotations/{instances,stuff,panoptic}.json   panoptic/<image name>.png
+    <map>/<image name>.png for every dense map
 
 While a dataset is being written, `parts/` holds what the JSON files will say of each picture; a picture counts as
 written once its part is there, and `finish` merges the parts in the order of the file names.
@@ -18,7 +19,7 @@ from jaxtyping import UInt8
 
 from datagen.coco_format import is_map_key, map_key
 from datagen.exporters import Entry
-from datagen.exporters._coco_entries import categories, check_labels, describe, objects, stuff
+from datagen.exporters._coco_entries import categories, check_labels, describe, objects, panoptic, stuff
 from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, read_json, write_json
 from datagen.packing import pack_map
 from decoders.errors import UserError
@@ -147,7 +148,12 @@ class CocoWriter:
             "instances_from": source,
             "stuff": stuff(labels, self.taxonomy),
             "maps": {task: describe(label) for task, label in maps.items()},
+            "panoptic": [],
         }
+        if (merged := panoptic(labels, self.taxonomy, min_pixels=self._min_pixels)) is not None:
+            colors, segments = merged
+            files[f"panoptic/{stem}.png"] = encode_png(colors)
+            part["panoptic"] = [{"file_name": f"{stem}.png", "segments_info": segments}]
         if self._finished:
             self._reopen()
         for file, data in files.items():
@@ -168,6 +174,7 @@ class CocoWriter:
             self.file_names.remove(file_name)
             del self._stems[Path(file_name).stem]
             (self.folder / "images" / file_name).unlink(missing_ok=True)
+            (self.folder / "panoptic" / f"{Path(file_name).stem}.png").unlink(missing_ok=True)
             for key in filter(is_map_key, picture):
                 (self.folder / picture[key]).unlink(missing_ok=True)
 
@@ -177,7 +184,7 @@ class CocoWriter:
             return
         info = self._merged_info()
         (self.folder / "images").mkdir(exist_ok=True)  # there even when no picture is
-        for kind in ("stuff", "instances"):
+        for kind in ("stuff", "panoptic", "instances"):
             self._merge(kind, info)
         self._settings_file.unlink()  # first: from here on the JSON files count
         shutil.rmtree(self._parts)
@@ -194,7 +201,8 @@ class CocoWriter:
                 for entry in part[kind]:
                     file.write(b",\n" if count else b"\n")
                     count += 1
-                    file.write(json_bytes({**entry, "id": count, "image_id": image_id}))
+                    number = {} if kind == "panoptic" else {"id": count}  # there, segments have ids, pictures have none
+                    file.write(json_bytes({**entry, **number, "image_id": image_id}))
             file.write(b'\n],\n"categories":' + json_bytes(categories(self.taxonomy)) + b',\n"images":[\n')
             file.write(b",\n".join(pictures))
             file.write(b'\n],\n"info":' + json_bytes(info) + b"}\n")
@@ -222,7 +230,7 @@ class CocoWriter:
 
     def _reopen(self) -> None:
         """Take the JSON files apart again, so that pictures can be added to a finished dataset."""
-        files = {kind: read_json(self._annotations(kind)) for kind in ("instances", "stuff")}
+        files = {kind: read_json(self._annotations(kind)) for kind in ("instances", "stuff", "panoptic")}
         info = files["instances"]["info"]
         entries = {kind: _by_picture(data["annotations"]) for kind, data in files.items()}
         for picture in files["instances"]["images"]:
@@ -246,6 +254,6 @@ def _by_picture(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[st
     """Annotations without their ids, by image id."""
     grouped: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
-        del annotation["id"]
+        annotation.pop("id", None)
         grouped.setdefault(annotation.pop("image_id"), []).append(annotation)
     return grouped

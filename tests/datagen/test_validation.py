@@ -125,6 +125,32 @@ def test_a_fault_in_the_stuff_is_found(dataset: Path, change: Callable[[dict[str
     _found(dataset, text)
 
 
+def _segment(data: dict[str, Any], **values: Any) -> None:
+    data["annotations"][0]["segments_info"][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda data: _segment(data, area=3), "segment 1 of panoptic/00000000.png covers other pixels"),
+        (lambda data: _segment(data, bbox=[0.0, 0.0, 1.0, 1.0]), "covers other pixels"),
+        (lambda data: _segment(data, category_id=99), "has category id 99, not in `categories`"),
+        (lambda data: _segment(data, id=70), "but panoptic.json [2, "),
+        (lambda data: data["annotations"].append(data["annotations"][0]), "2 entries of image id 1"),
+        (lambda data: data["images"].pop(), "images or categories of instances.json and panoptic.json differ"),
+        (lambda data: data["annotations"][0].pop("segments_info"), "annotations.0.segments_info: Field required"),
+    ],
+)
+def test_a_fault_in_the_segments_is_found(dataset: Path, change: Callable[[dict[str, Any]], None], text: str):
+    _change(dataset, "panoptic", change)
+    _found(dataset, text)
+
+
+def test_a_missing_panoptic_file_is_found(dataset: Path):
+    (dataset / "annotations/panoptic.json").unlink()
+    _found(dataset, "panoptic.json")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "text"),
     [
