@@ -5,14 +5,39 @@ import io
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from decoders.calibration import Reliability
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
 
 _coco = cast(Any, coco_mask)  # compiled, without types
+
+
+def hits(
+    found: InstanceSet, truth: InstanceSet, *, iou: float = 0.5
+) -> tuple[Bool[np.ndarray, " found"], Bool[np.ndarray, " found"]]:
+    """Which found objects are right, the surest choosing first; and which count, as crowds and empty masks do not."""
+    right = np.zeros(len(found.masks), bool)
+    counted = found.masks.any(axis=(1, 2))
+    if not len(found.masks) or not len(truth.masks):
+        return right, counted
+    ours, theirs = (label.masks.reshape(len(label.masks), -1).astype(np.float32) for label in (found, truth))
+    shared = ours @ theirs.T
+    areas = ours.sum(axis=1, keepdims=True)
+    union = np.where(truth.is_crowd, areas, areas + theirs.sum(axis=1) - shared)  # as COCO compares with crowds
+    overlap = np.where(found.category_ids[:, None] == truth.category_ids, shared / np.maximum(union, 1), 0.0)
+    free = np.ones(len(truth.masks), bool)
+    for index in np.argsort(-found.scores, kind="stable"):
+        best = int(np.where(free & ~truth.is_crowd, overlap[index], -1).argmax())
+        if free[best] and not truth.is_crowd[best] and overlap[index, best] >= iou:
+            right[index], free[best] = True, False
+        elif (overlap[index, truth.is_crowd] >= iou).any():
+            counted[index] = False
+    return right, counted
 
 
 class AveragePrecision:
@@ -23,10 +48,13 @@ class AveragePrecision:
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
         self._sizes: list[tuple[int, int]] = []
+        self._reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
             raise UserError("objects can only be scored against objects; give instance masks")
+        right, counted = hits(found, truth)
+        self._reliability.add(found.scores[counted], right[counted])
         self._sizes.append((truth.masks.shape[1], truth.masks.shape[2]))
         for entries, objects in ((self._truth, truth), (self._found, found)):
             for index, mask in enumerate(objects.masks):
@@ -47,7 +75,9 @@ class AveragePrecision:
                 )
 
     def result(self) -> dict[str, float]:
-        """`ap` (IoU 0.50 to 0.95), `ap50`, and `ap/<class>` of each class with an object in the truth."""
+        """`ap` (IoU 0.50 to 0.95), `ap50`, the calibration error `ece` of the scores (right is an IoU of 0.50),
+        and `ap/<class>` of each class with an object in the truth.
+        """
         present = sorted({entry["category_id"] for entry in self._truth if not entry["iscrowd"]})
         if not present:
             return {}
@@ -56,6 +86,7 @@ class AveragePrecision:
         return {
             "ap": float(precision.mean()),
             "ap50": float(precision[0].mean()),
+            "ece": self._reliability.expected_calibration_error,
             **{f"ap/{name}": float(precision[..., index].mean()) for index, name in enumerate(names)},
         }
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from decoders.cache import CachedView, FitProgress, OnProgress
 from decoders.decoder import PDecoder
 from decoders.errors import UserError
 from decoders.features import FeatureBundle
+from decoders.labels import Label
 from decoders.settings import FitSettings
 from decoders.tasks import Task
 
@@ -135,6 +137,36 @@ def _finite(loss: Float[Tensor, ""], batch: Sequence[CachedView], step: int) -> 
             "learning_rate, or leave these pictures out if it happens at the first update"
         )
     return value
+
+
+def tune_confidence(
+    decoder: PDecoder, tasks: Mapping[str, Task], held_out: Sequence[CachedView]
+) -> dict[str, dict[str, float]]:
+    """Let each task tune its confidence on the held-out pictures.
+
+    Returns:
+        Task -> `ece_before` and `ece_after`, for the tasks that have one; empty without held-out pictures.
+    """
+    if not held_out:
+        return {}
+    device = held_out[0].device
+    before, _ = _evaluate(decoder, tasks, held_out, device)
+    for name, task in tasks.items():
+        task.tune_confidence(_pairs(decoder, name, held_out, device))
+    after, _ = _evaluate(decoder, tasks, held_out, device)
+    return {
+        name: {"ece_before": before[name]["ece"], "ece_after": after[name]["ece"]}
+        for name in tasks
+        if "ece" in before[name]
+    }
+
+
+@torch.no_grad()
+def _pairs(
+    decoder: PDecoder, name: str, held_out: Sequence[CachedView], device: torch.device
+) -> Iterator[tuple[Any, Label]]:
+    for view in held_out:
+        yield decoder(view.features.to(device, torch.float32))[name], view.labels[name]
 
 
 @torch.no_grad()

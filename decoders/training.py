@@ -14,7 +14,7 @@ from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
 from decoders.labels import AnnotatedImage, Taxonomy
-from decoders.optimisation import FitPoint, optimise
+from decoders.optimisation import FitPoint, optimise, tune_confidence
 from decoders.resizing import Size, round_size
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Task, build_task
@@ -37,6 +37,8 @@ class FitReport:
     fitted: tuple[str, ...]
     """Names of the pictures learned from."""
     held_out: tuple[str, ...]
+    calibration: Mapping[str, Mapping[str, float]]
+    """Task -> expected calibration error on the held-out pictures, `ece_before` and `ece_after` the tuning."""
     seconds: float
 
 
@@ -92,6 +94,7 @@ def fit(
         points, best_step = optimise(
             decoder, modules, fitted=fit_views, held_out=held_views, settings=settings, on_progress=on_progress
         )
+        calibration = tune_confidence(decoder, modules, held_views)
     report = FitReport(
         points=points,
         best_step=best_step,
@@ -100,6 +103,7 @@ def fit(
         cache_bytes=plan.nbytes,
         fitted=tuple(dict.fromkeys(view.picture for view in fit_views)),
         held_out=tuple(view.picture for view in held_views),
+        calibration=calibration,
         seconds=time.perf_counter() - started,
     )
     return decoder, modules, report

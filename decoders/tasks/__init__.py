@@ -78,6 +78,14 @@ class Task(nn.Module, ABC, Generic[OutputT]):
     def loss(self, output: OutputT, target: Shaped[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
         """Finite and differentiable also where nothing is valid."""
 
+    def tune_confidence(self, pairs: Iterable[tuple[OutputT, Label]]) -> None:
+        """Make confidences mean what they say, on pictures that nothing was learned from; what is read stays as it is.
+
+        Args:
+            pairs: what the head gave for one picture, and the truth, at the size of the output.
+        """
+        del pairs  # a task without any confidence of its own has nothing to tune
+
     @abstractmethod
     def read(self, output: OutputT, size: Size) -> list[Label]:
         """One label per picture of the batch, at `size`."""

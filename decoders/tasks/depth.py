@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
+from decoders.calibration import Reliability, sample_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, DenseMap, Label, Taxonomy, metric_depth
@@ -32,6 +33,8 @@ class Depth(Task[Tensor]):
 
     log_mean: Tensor
     log_scale: Tensor
+    spread_factor: Tensor
+    """What the spreads are multiplied with, so that they fit held-out pictures."""
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Depth(Task[Tensor]):
         self.head = TwoScaleHead(trunk, 3)
         self.register_buffer("log_mean", torch.zeros(()))
         self.register_buffer("log_scale", torch.ones(()))
+        self.register_buffer("spread_factor", torch.ones(()))
 
     def calibrate(self, targets: Iterable[Float32[Tensor, "2 height width"]]) -> None:
         """Mean and deviation of the log depth, so that the untrained head already answers the commonest distance."""
@@ -115,13 +119,25 @@ class Depth(Task[Tensor]):
         )
 
     @torch.no_grad()
+    def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 3 height width"], Label]]) -> None:
+        """The most likely factor of a Laplace distribution's spread is the mean of error / spread."""
+        ratios: list[Tensor] = []
+        for output, label in pairs:
+            meters = self.target(label)[0].flatten()
+            chosen = sample_pixels(meters > 0)
+            log_depth, log_spread, _ = output[0].flatten(1).float().cpu()[:, chosen]
+            ratios.append((log_depth - meters[chosen].log()).abs() / log_spread.exp())
+        if sum(len(part) for part in ratios):
+            self.spread_factor.fill_(float(torch.cat(ratios).mean().clamp(0.05, 20)))
+
+    @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:
         return [self._read_one(resize(one[None].float(), size)[0]) for one in output]
 
     def _read_one(self, output: Float[Tensor, "3 height width"]) -> DenseMap:
         log_depth, log_spread, logit = output
         meters = log_depth.clamp(math.log(NEAREST_M), math.log(FARTHEST_M)).exp()
-        close = 1 - torch.exp(-math.log(_CLOSE_RATIO) / log_spread.exp())
+        close = 1 - torch.exp(-math.log(_CLOSE_RATIO) / (self.spread_factor * log_spread.exp()))
         exists = logit.sigmoid() if self.validity else torch.ones_like(logit)
         valid = exists >= 0.5
         confidence = torch.where(valid, close * exists, 1 - exists)
@@ -139,23 +155,30 @@ class DepthScore:
 
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
+        self._reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _depth(found), _depth(truth)
         row = {"validity_accuracy": float((found.valid == truth.valid).mean())}
+        right = found.valid == truth.valid
         if truth.valid.any():
             true_m, found_m = (label.values[truth.valid, 0].astype(np.float64) for label in (truth, found))
             ratio = np.maximum(true_m, found_m) / np.minimum(true_m, found_m).clip(min=1e-9)
             row["absrel"] = float((np.abs(found_m - true_m) / true_m).mean())
             row["rmse_m"] = float(np.sqrt(np.square(found_m - true_m).mean()))
             row["delta1"] = float((ratio < _CLOSE_RATIO).mean())
+            right[truth.valid] = ratio < _CLOSE_RATIO
+        self._reliability.add(found.confidence.ravel(), right.ravel())
         self._rows.append(row)
 
     def result(self) -> dict[str, float]:
-        """`absrel`, `rmse_m`, `delta1`, `validity_accuracy`: the share of pixels rightly given or refused a depth."""
+        """`absrel`, `rmse_m`, `delta1`, `validity_accuracy`: the share of pixels rightly given or refused a depth; and
+        the expected calibration error `ece` of the confidence.
+        """
         names = ("absrel", "rmse_m", "delta1", "validity_accuracy")
         columns = {name: [row[name] for row in self._rows if name in row] for name in names}
-        return {name: float(np.mean(column)) for name, column in columns.items() if column}
+        ece = {"ece": self._reliability.expected_calibration_error} if self._rows else {}
+        return {name: float(np.mean(column)) for name, column in columns.items() if column} | ece
 
     @property
     def merit(self) -> float:

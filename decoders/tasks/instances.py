@@ -15,7 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decoders.average_precision import AveragePrecision
+from decoders.average_precision import AveragePrecision, hits
+from decoders.calibration import fit_sigmoid
 from decoders.decoder import Trunk, TrunkFeatures, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
@@ -26,6 +27,8 @@ _UNKNOWN = 255
 """Number of pixels that belong to a crowd: neither this object nor not."""
 _FEWEST_PIXELS = 4
 """Of an object in a view; what is left of one that was cropped away teaches nothing."""
+_TUNED_FROM = 0.05
+"""Scores below are noise: queries that found nothing."""
 _MASK_SIDE = 128
 """Masks are compared at full size, or where both sides are longer than twice this, at a half, a quarter ..."""
 
@@ -68,7 +71,14 @@ class _Layer(nn.Module):
 
 
 class Instances(Task[Objects]):
-    """Objects of the countable classes. The score is the class probability times the mean probability in the mask."""
+    """Objects of the countable classes.
+
+    The score is the class probability times the mean probability in the mask, through the sigmoid that fits held-out
+    pictures best: how likely the object is there, with that class and an IoU of 0.5 or more.
+    """
+
+    score_sigmoid: Tensor
+    """Scale and shift of the scores' logits."""
 
     def __init__(
         self,
@@ -110,6 +120,7 @@ class Instances(Task[Objects]):
         self.heads = heads
         self.no_object = no_object
         self.minimum_score = minimum_score
+        self.register_buffer("score_sigmoid", torch.tensor([1.0, 0.0]))
         self.memory = nn.Conv2d(width, width, 1)
         self.deep = nn.Conv2d(width, width, 1)
         self.fine = nn.Conv2d(trunk.fine_channels, trunk.fine_channels, 1)
@@ -230,22 +241,45 @@ class Instances(Task[Objects]):
         return 2 * class_loss + 5 * (mask_loss + dice_loss) / max(objects, 1)
 
     @torch.no_grad()
+    def tune_confidence(self, pairs: Iterable[tuple[Objects, Label]]) -> None:
+        """Platt scaling of the scores."""
+        scores: list[np.ndarray] = []
+        rights: list[np.ndarray] = []
+        self.score_sigmoid.copy_(torch.tensor([1.0, 0.0]))
+        for output, label in pairs:
+            truth = _objects(label)
+            for found in self._read(output, (truth.masks.shape[1], truth.masks.shape[2]), minimum_score=_TUNED_FROM):
+                right, counted = hits(found, truth)
+                scores.append(found.scores[counted])
+                rights.append(right[counted])
+        found_scores = np.concatenate(scores).clip(1e-4, 1 - 1e-4)
+        if len(found_scores):
+            self.score_sigmoid.copy_(torch.tensor(fit_sigmoid(found_scores, np.concatenate(rights))))
+
+    @torch.no_grad()
     def read(self, output: Objects, size: Size) -> list[Label]:
+        return list(self._read(output, size, minimum_score=self.minimum_score))
+
+    def _read(self, output: Objects, size: Size, *, minimum_score: float) -> list[InstanceSet]:
         logits = _mask_logits(output.embeddings[:, -1], output.deep, output.fine)
         return [
-            self._read_one(classes, resize(picture[None].float(), size)[0])
+            self._read_one(classes, resize(picture[None].float(), size)[0], minimum_score)
             for classes, picture in zip(output.classes[:, -1].float(), logits, strict=True)
         ]
 
     def _read_one(
-        self, classes: Float[Tensor, "queries classes_and_none"], logits: Float[Tensor, "queries height width"]
+        self,
+        classes: Float[Tensor, "queries classes_and_none"],
+        logits: Float[Tensor, "queries height width"],
+        minimum_score: float,
     ) -> InstanceSet:
         """No pixel belongs to two objects: the one that is surer of it keeps it."""
         certainty, kinds = classes.softmax(1)[:, :-1].max(1)
         masks = logits > 0
         inside = (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
-        scores = certainty * inside
-        kept = torch.nonzero((scores >= self.minimum_score) & masks.any(2).any(1))[:, 0]
+        scale, shift = self.score_sigmoid
+        scores = ((certainty * inside).clamp(1e-4, 1 - 1e-4).logit() * scale + shift).sigmoid()
+        kept = torch.nonzero((scores >= minimum_score) & masks.any(2).any(1))[:, 0]
         kept = kept[scores[kept].argsort(descending=True, stable=True)]
         alone = masks[kept]
         if len(kept):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
 
+from decoders.calibration import Reliability, best_factor, sample_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import NORMALS_STORAGE, DenseMap, Label, Taxonomy, surface_normals
@@ -27,6 +28,9 @@ class Normals(Task[Tensor]):
     probability that there is a surface; the confidence of an invalid pixel is the probability that there is none.
     """
 
+    concentration_factor: Tensor
+    """What the concentrations are multiplied with, so that they fit held-out pictures."""
+
     def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, validity: float = 0.25) -> None:
         """Options.
 
@@ -39,6 +43,7 @@ class Normals(Task[Tensor]):
             raise UserError(f"task normals: found validity {validity}; expected a weight of at least 0; correct it")
         self.validity = validity
         self.head = TwoScaleHead(trunk, 5)
+        self.register_buffer("concentration_factor", torch.ones(()))
 
     def calibrate(self, targets: Iterable[Float16[Tensor, "4 height width"]]) -> None:
         if not any(bool(target[:3].any()) for target in targets):
@@ -69,18 +74,32 @@ class Normals(Task[Tensor]):
         valid = (target[:, :3].abs().sum(1) > 0).to(output.dtype)
         # Angles blow up in the gradient near 0 and pi, so the cosine stays a little inside.
         angle = (output[:, :3] * target[:, :3]).sum(1).clamp(-0.9999, 0.9999).acos()
-        k = output[:, 3].exp()
-        unlikely = k * angle - (k.square() + 1).log() + functional.softplus(-math.pi * k)
+        unlikely = _unlikelihood(angle, output[:, 3].exp())
         missing = functional.binary_cross_entropy_with_logits(output[:, 4], valid, weight=target[:, 3], reduction="sum")
         known = target[:, 3].sum().clamp_min(1)
         return (unlikely * valid).sum() / valid.sum().clamp_min(1) + self.validity * missing / known
+
+    @torch.no_grad()
+    def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 5 height width"], Label]]) -> None:
+        """The most likely factor, by search."""
+        angles: list[Tensor] = []
+        concentrations: list[Tensor] = []
+        for output, label in pairs:
+            target = self.target(label).float().flatten(1)
+            chosen = sample_pixels(target[:3].abs().sum(0) > 0)
+            found = output[0].flatten(1).float().cpu()[:, chosen]
+            angles.append((found[:3] * target[:3, chosen]).sum(0).clamp(-1, 1).acos())
+            concentrations.append(found[3].exp())
+        angle, k = torch.cat(angles), torch.cat(concentrations)
+        if len(angle):
+            self.concentration_factor.fill_(best_factor(lambda factor: float(_unlikelihood(angle, factor * k).mean())))
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 5 height width"], size: Size) -> list[Label]:
         return [self._read_one(resize(one[None].float(), size)[0]) for one in output]
 
     def _read_one(self, output: Float[Tensor, "5 height width"]) -> DenseMap:
-        k = output[3].exp()
+        k = self.concentration_factor * output[3].exp()
         miss = torch.exp(-k * _CLOSE) * (k * math.sin(_CLOSE) + math.cos(_CLOSE))
         close = (1 - miss) / (1 + torch.exp(-math.pi * k))
         exists = output[4].sigmoid() if self.validity else torch.ones_like(k)
@@ -93,6 +112,10 @@ class Normals(Task[Tensor]):
         return NormalsScore()
 
 
+def _unlikelihood(angle: Float[Tensor, "*pixels"], k: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    return k * angle - (k.square() + 1).log() + functional.softplus(-math.pi * k)
+
+
 class NormalsScore:
     """Angles between true and found directions, over all pixels that have a true one; none found counts as 90."""
 
@@ -100,23 +123,29 @@ class NormalsScore:
         self._sum = 0.0
         self._count = 0
         self._within = np.zeros(3, np.int64)
+        self._reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _normals(found), _normals(truth)
-        cosine = (found.values * truth.values).sum(axis=-1)[truth.valid]
-        degrees = np.degrees(np.arccos(cosine.clip(-1, 1).astype(np.float64)))
+        cosine = (found.values * truth.values).sum(axis=-1)
+        right = np.where(truth.valid & found.valid, cosine > math.cos(_CLOSE), found.valid == truth.valid)
+        self._reliability.add(found.confidence.ravel(), right.ravel())
+        degrees = np.degrees(np.arccos(cosine[truth.valid].clip(-1, 1).astype(np.float64)))
         self._sum += float(degrees.sum())
         self._count += degrees.size
         self._within += [(degrees < limit).sum() for limit in (11.25, 22.5, 30.0)]
 
     def result(self) -> dict[str, float]:
-        """`mean_angle_deg`, and the shares of pixels `within_11`, `within_22` and `within_30` degrees."""
+        """`mean_angle_deg`, the shares of pixels `within_11`, `within_22` and `within_30` degrees, and the expected
+        calibration error `ece` of the confidence.
+        """
         if not self._count:
             return {}
         shares = (self._within / self._count).tolist()
         return {
             "mean_angle_deg": self._sum / self._count,
             **dict(zip(("within_11", "within_22", "within_30"), shares, strict=True)),
+            "ece": self._reliability.expected_calibration_error,
         }
 
     @property

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from decoders.calibration import Reliability, best_factor, sample_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
@@ -23,10 +24,11 @@ class Semantic(Task[Tensor]):
     """Classes 1..K; void pixels teach nothing and are never predicted. Background, where data have it, is an ordinary
     class.
 
-    Confidence is the softmax probability of the class that won.
+    Confidence is the softmax probability of the class that won, at the temperature that fits held-out pictures best.
     """
 
     class_weights: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Semantic(Task[Tensor]):
         self.label_smoothing = label_smoothing
         self.head = TwoScaleHead(trunk, len(taxonomy))
         self.register_buffer("class_weights", torch.ones(len(taxonomy)))
+        self.register_buffer("temperature", torch.ones(()))
 
     def calibrate(self, targets: Iterable[UInt8[Tensor, "1 height width"]]) -> None:
         count = len(self.taxonomy)
@@ -106,8 +109,23 @@ class Semantic(Task[Tensor]):
         return loss
 
     @torch.no_grad()
+    def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 classes height width"], Label]]) -> None:
+        """Temperature scaling (Guo et al., arXiv 1706.04599)."""
+        logits: list[Tensor] = []
+        truths: list[Tensor] = []
+        for output, label in pairs:
+            ids = self.target(label).flatten().long() - 1
+            chosen = sample_pixels(ids != _VOID)
+            logits.append(output[0].flatten(1).T[chosen.to(output.device)].float().cpu())
+            truths.append(ids[chosen])
+        found, wanted = torch.cat(logits), torch.cat(truths)
+        if len(wanted):
+            factor = best_factor(lambda temperature: float(functional.cross_entropy(found / temperature, wanted)))
+            self.temperature.fill_(factor)
+
+    @torch.no_grad()
     def read(self, output: Float[Tensor, "batch classes height width"], size: Size) -> list[Label]:
-        return [_read_one(logits[None], size, self.smallest_px) for logits in output]
+        return [_read_one(logits[None] / self.temperature, size, self.smallest_px) for logits in output]
 
     def score(self) -> Score:
         return SemanticScore(self.taxonomy)
@@ -119,15 +137,19 @@ class SemanticScore:
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._names = taxonomy.names
         self._confusion: Int64[np.ndarray, "truth found"] = np.zeros((len(taxonomy) + 1, len(taxonomy) + 1), np.int64)
+        self._reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         side = len(self._names) + 1
         counted = _semantic(truth).valid
         true_ids, found_ids = (_semantic(label).values[counted, 0].astype(np.int64) for label in (truth, found))
         self._confusion += np.bincount(true_ids * side + found_ids, minlength=side**2).reshape(side, side)
+        self._reliability.add(_semantic(found).confidence[counted], true_ids == found_ids)
 
     def result(self) -> dict[str, float]:
-        """`miou` over the classes present in the truth, `pixel_accuracy`, and `iou/<class>` for each class present."""
+        """`miou` over the classes present in the truth, `pixel_accuracy`, the expected calibration error `ece` of the
+        confidence, and `iou/<class>` for each class present.
+        """
         hits = np.diag(self._confusion)[1:]
         in_truth, in_found = self._confusion.sum(1)[1:], self._confusion.sum(0)[1:]
         present = np.flatnonzero(in_truth)
@@ -137,6 +159,7 @@ class SemanticScore:
         return {
             "miou": float(iou.mean()),
             "pixel_accuracy": float(hits.sum() / in_truth.sum()),
+            "ece": self._reliability.expected_calibration_error,
             **{f"iou/{self._names[index]}": float(value) for index, value in zip(present, iou, strict=True)},
         }
 

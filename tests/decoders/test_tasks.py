@@ -192,7 +192,13 @@ def test_semantic_score_counts_as_by_hand():
     score = _task("semantic").score()
     truth = semantic_map(np.array([[1, 1, 2, 0]], np.uint8))
     score.add(semantic_map(np.array([[1, 3, 2, 3]], np.uint8)), truth)
-    assert score.result() == {"miou": 0.75, "pixel_accuracy": pytest.approx(2 / 3), "iou/sky": 0.5, "iou/ground": 1.0}
+    assert score.result() == {
+        "miou": 0.75,
+        "pixel_accuracy": pytest.approx(2 / 3),
+        "ece": pytest.approx(1 / 3),  # sure of three pixels, right about two
+        "iou/sky": 0.5,
+        "iou/ground": 1.0,
+    }
 
 
 def test_confidence_is_the_probability_of_the_winner():
@@ -286,4 +292,5 @@ def test_depth_score_counts_as_by_hand():
         "rmse_m": pytest.approx(math.sqrt((0 + 4 + 100) / 3)),
         "delta1": pytest.approx(2 / 3),
         "validity_accuracy": 0.75,
+        "ece": pytest.approx(0.25),  # sure of all four, right about three
     }

@@ -1,0 +1,96 @@
+"""Whether confidence means what it says: of the answers given with 0.8, four in five should be right."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+BINS = 15
+_PIXELS = 20_000
+"""Of a picture, that are looked at: enough for one number, little enough to keep."""
+
+
+class Reliability:
+    """Counts confidences and how often they were right, over any number of pictures, in bins of equal width."""
+
+    def __init__(self, bins: int = BINS) -> None:
+        self._count = np.zeros(bins, np.int64)
+        self._right = np.zeros(bins, np.int64)
+        self._confidence = np.zeros(bins, np.float64)
+
+    def add(self, confidence: Float[np.ndarray, " answers"], right: Bool[np.ndarray, " answers"]) -> None:
+        """`confidence` in 0..1."""
+        bins = len(self._count)
+        index = np.minimum((confidence * bins).astype(np.intp), bins - 1)
+        self._count += np.bincount(index, minlength=bins)
+        self._right += np.bincount(index, weights=right, minlength=bins).astype(np.int64)
+        self._confidence += np.bincount(index, weights=confidence.astype(np.float64), minlength=bins)
+
+    @property
+    def count(self) -> int:
+        """Answers so far."""
+        return int(self._count.sum())
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean distance between confidence and accuracy, 0..1 (Guo et al., arXiv 1706.04599, equation 3)."""
+        return float(np.abs(self._confidence - self._right).sum() / max(1, self.count))
+
+    def risk_at(self, coverage: float) -> float:
+        """Share of wrong answers among the surest `coverage` of all, bin by bin; 0 without any."""
+        wanted = coverage * self.count
+        taken = wrong = 0.0
+        for count, right in zip(self._count[::-1], self._right[::-1], strict=True):
+            part = min(float(count), wanted - taken)
+            if part <= 0:
+                break
+            taken += part
+            wrong += part * (1 - right / count)
+        return wrong / taken if taken else 0.0
+
+
+def best_factor(loss: Callable[[float], float], *, low: float = 0.01, high: float = 100.0, steps: int = 40) -> float:
+    """The factor with the smallest loss, by golden section over its logarithm; the loss is to have one minimum."""
+    ratio = (np.sqrt(5) - 1) / 2
+    left, right = np.log(low), np.log(high)
+    inner, outer = right - ratio * (right - left), left + ratio * (right - left)
+    at_inner, at_outer = loss(float(np.exp(inner))), loss(float(np.exp(outer)))
+    for _ in range(steps):
+        if at_inner <= at_outer:
+            right, outer, at_outer = outer, inner, at_inner
+            inner = right - ratio * (right - left)
+            at_inner = loss(float(np.exp(inner)))
+        else:
+            left, inner, at_inner = inner, outer, at_outer
+            outer = left + ratio * (right - left)
+            at_outer = loss(float(np.exp(outer)))
+    return float(np.exp((left + right) / 2))
+
+
+def sample_pixels(known: Bool[Tensor, " pixels"]) -> Int64[Tensor, " chosen"]:
+    """Numbers of up to 20,000 of the known pixels, evenly spread."""
+    numbers = torch.nonzero(known)[:, 0]
+    return numbers[:: max(1, len(numbers) // _PIXELS)]
+
+
+def fit_sigmoid(
+    scores: Float[np.ndarray, " answers"], right: Bool[np.ndarray, " answers"], *, prior: float = 1.0
+) -> tuple[float, float]:
+    """Scale and shift of the scores' logits under which they say how often answers are right (Platt, 1999).
+
+    Args:
+        scores: strictly between 0 and 1.
+        prior: how strongly scale 1 and shift 0 are preferred: with few answers little changes.
+    """
+    logits = np.log(scores / (1 - scores)).astype(np.float64)
+    columns = np.stack([logits, np.ones_like(logits)], axis=1)
+    start = np.array([1.0, 0.0])
+    found = start.copy()
+    for _ in range(25):  # Newton's method on a convex loss
+        chance = 1 / (1 + np.exp(-columns @ found))
+        slope = columns.T @ (chance - right) + prior * (found - start)
+        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + prior * np.eye(2)
+        found = found - np.linalg.solve(curvature, slope)
+    return max(float(found[0]), 0.05), float(found[1])  # never turned round: the order of the scores stays
