@@ -22,7 +22,7 @@ def hits(
 ) -> tuple[Bool[np.ndarray, " found"], Bool[np.ndarray, " found"]]:
     """Which found objects are right, the surest choosing first; and which count, as crowds and empty masks do not."""
     right = np.zeros(len(found.masks), bool)
-    counted = found.masks.any(axis=(1, 2))
+    counted = np.asarray(found.masks.any(axis=(1, 2)))
     if not len(found.masks) or not len(truth.masks):
         return right, counted
     ours, theirs = (label.masks.reshape(len(label.masks), -1).astype(np.float32) for label in (found, truth))

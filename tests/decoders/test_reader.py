@@ -75,7 +75,7 @@ def test_labels_do_not_depend_on_the_company(reader: Reader):
 def test_unseen_pictures_are_read_well_at_another_size(reader: Reader):
     figures = reader.evaluate(toy_pictures(4, first=100, height=96, width=128))
     assert figures["semantic"]["miou"] > 0.75
-    assert set(figures["semantic"]) == {"miou", "pixel_accuracy", "iou/sky", "iou/ground", "iou/ball"}
+    assert set(figures["semantic"]) == {"miou", "pixel_accuracy", "ece", "iou/sky", "iou/ground", "iou/ball"}
     assert figures["depth"]["absrel"] < 0.3
     assert figures["depth"]["validity_accuracy"] > 0.9
 
