@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from datagen.files import decode_png, encode_png, json_bytes
 from datagen.instances import from_entries, to_entries
-from decoders.labels import DenseMap, InstanceSet, Label, LabelSet, Storage
+from decoders.labels import CONFIDENCE_STORAGE, DenseMap, InstanceSet, Label, LabelSet, Storage
 
 INVALID = 0
 """The whole number that says 'no truth here', in every map of every file."""
@@ -64,6 +64,25 @@ def unpack_map(
         confidence=np.ones(valid.shape, np.float32) if confidence is None else confidence.astype(np.float32) / 255,
         storage=storage,
     )
+
+
+def confidence_name(task: str) -> str:
+    """What the confidence of a map is called where it is a map of its own."""
+    return f"{task}_confidence"
+
+
+def confidence_maps(labels: LabelSet) -> dict[str, DenseMap]:
+    """The confidences of the maps in `labels` as maps; none of given truth, which is sure everywhere."""
+    return {
+        confidence_name(task): DenseMap(
+            values=label.confidence[..., None],
+            valid=np.ones(label.valid.shape, bool),
+            confidence=np.ones(label.valid.shape, np.float32),
+            storage=CONFIDENCE_STORAGE,
+        )
+        for task, label in labels.items()
+        if isinstance(label, DenseMap) and (label.confidence < 1).any()
+    }
 
 
 def pack_labels(labels: LabelSet, *, taken: frozenset[str]) -> tuple[dict[str, bytes], dict[str, Any]]:

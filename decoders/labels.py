@@ -95,6 +95,8 @@ RELATIVE_DEPTH_STORAGE = Storage(unit="relative inverse depth", quantum=1 / 6553
 NORMALS_STORAGE = Storage(unit="unit vector", quantum=1 / 127, offset=128, dtype="uint8")
 """Components right, up and toward the camera, -1..1, as red, green and blue; 0, 0, 0 = none."""
 
+CONFIDENCE_STORAGE = Storage(unit="probability", quantum=1 / 254, offset=1, dtype="uint8")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseMap:

@@ -1,6 +1,7 @@
 """COCO JSON with its pictures: other people's objects, or a dataset that our own exporter wrote."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,10 @@ from jaxtyping import UInt8
 from datagen.coco_format import Annotation, Category, Picture, read_coco
 from datagen.datasets import BACKGROUND, AnnotatedImages, check_size, make_taxonomy, normal, select
 from datagen.files import read_image
-from datagen.packing import unpack_map
+from datagen.packing import confidence_name, unpack_map
 from datagen.palette import palette
 from decoders.errors import UserError
-from decoders.labels import CATEGORY, AnnotatedImage, InstanceSet, Label, Taxonomy, semantic_map
+from decoders.labels import CATEGORY, AnnotatedImage, DenseMap, InstanceSet, Label, Taxonomy, semantic_map
 
 
 class Coco(AnnotatedImages):
@@ -94,6 +95,8 @@ class Coco(AnnotatedImages):
                     "dataset again, or complete `categories`"
                 )
             labels[task] = unpack_map(steps, about.storage)
+        for task in [task for task in labels if confidence_name(task) in labels]:
+            labels[task] = _with_confidence(labels[task], labels.pop(confidence_name(task)))
         if self._has_objects:
             labels["instances"] = self._instances(picture)
         if "semantic" not in labels:
@@ -121,6 +124,12 @@ class Coco(AnnotatedImages):
             if not objects.is_crowd[index]:
                 ids[objects.masks[index]] = objects.category_ids[index]
         return ids
+
+
+def _with_confidence(label: Label, confidence: Label) -> Label:
+    assert isinstance(label, DenseMap), "maps were read above"
+    assert isinstance(confidence, DenseMap), "maps were read above"
+    return replace(label, confidence=confidence.values[..., 0])
 
 
 def _by_name(pictures: Sequence[Picture], json: Path) -> dict[str, Picture]:

@@ -1,7 +1,7 @@
 """COCO: pictures, label PNGs and JSON files (instances, stuff, panoptic), resumable and the same bytes every time.
 
     images/<file>   annotations/{instances,stuff,panoptic}.json   panoptic/<image name>.png
-    <map>/<image name>.png for every dense map
+    <map>/<image name>.png for every dense map, <map>_confidence/<image name>.png where a reader said it
 
 While a dataset is being written, `parts/` holds what the JSON files will say of each picture; a picture counts as
 written once its part is there, and `finish` merges the parts in the order of the file names.
@@ -21,7 +21,7 @@ from datagen.coco_format import is_map_key, map_key
 from datagen.exporters import Entry
 from datagen.exporters._coco_entries import categories, check_labels, describe, objects, panoptic, stuff
 from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, read_json, write_json
-from datagen.packing import pack_map
+from datagen.packing import confidence_maps, pack_map
 from decoders.errors import UserError
 from decoders.files import atomic_file, remove_stale, write_atomic
 from decoders.labels import DenseMap, LabelSet, Taxonomy
@@ -134,6 +134,7 @@ class CocoWriter:
         content = image if isinstance(image, bytes) else encode_png(image)
         height, width = image_size(content, file_name) if isinstance(image, bytes) else image.shape[:2]
         check_labels(labels, self.taxonomy, size=(height, width), name=name)
+        labels = {**labels, **confidence_maps(labels)}
         maps = {task: label for task, label in sorted(labels.items()) if isinstance(label, DenseMap)}
         files = {f"{task}/{stem}.png": encode_png(pack_map(label)) for task, label in maps.items()}
         picture = {"file_name": file_name, "height": height, "width": width}

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from datagen.datasets.coco import Coco as CocoDataset
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco, CocoWriter
 from datagen.instances import Rle, components, decode_mask, encode_mask, mask_area, mask_box
@@ -116,6 +117,7 @@ def test_the_tables_say_how_to_read_the_maps(tmp_path: Path):
         "caption": "№ 0",
         "seed": 0,
         "semantic_file": "semantic/00000000.png",
+        "semantic_confidence_file": "semantic_confidence/00000000.png",  # and none of the depth, which is given truth
         "depth_file": "depth/00000000.png",
     }
     given_labels = labels(0)
@@ -128,6 +130,17 @@ def test_the_tables_say_how_to_read_the_maps(tmp_path: Path):
     np.testing.assert_array_equal(steps > 0, meters.valid)
     np.testing.assert_allclose(steps * depth["scale"], meters.values[..., 0], atol=depth["scale"] / 2)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "images" / picture["file_name"])), image(0))
+
+
+def test_confidence_comes_back_with_its_map(tmp_path: Path):
+    Coco().export(_entries(1), TAXONOMY, tmp_path, INFO)
+    back = CocoDataset(root=tmp_path)[0].labels
+    assert not any(name.endswith("_confidence") for name in back)
+    for task, written in labels(0).items():
+        found = back[task]
+        assert isinstance(written, DenseMap)
+        assert isinstance(found, DenseMap)
+        np.testing.assert_allclose(found.confidence, written.confidence, atol=0.5 / 254)
 
 
 def test_stuff_is_one_region_per_class_that_is_there(tmp_path: Path):
