@@ -170,6 +170,14 @@ def label(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures of equal size read at once; the reader's own when left out.")
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Share of the answers to keep: the least sure become void. The reader's own by default.",
+        ),
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be decoded.")
     ] = False,
@@ -178,7 +186,8 @@ def label(
     """Label a folder of pictures with a fitted reader, as a COCO dataset."""
     from datagen.labelling import label as run
 
-    summary = run(reader, images, to=to, batch_size=batch_size, skip_unreadable=skip_unreadable, model=model)
+    choices: dict[str, Any] = {"batch_size": batch_size, "coverage": coverage, "model": model}
+    summary = run(reader, images, to=to, skip_unreadable=skip_unreadable, **choices)
     _out.print(str(summary), markup=False)
 
 

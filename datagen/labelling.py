@@ -14,9 +14,8 @@ from datagen.exporters.coco import CocoWriter
 from datagen.files import read_image
 from datagen.interruption import stop_signals
 from datagen.meter import Tick, meter
-from datagen.readers import model_of, open_reader
+from datagen.readers import model_of, open_reader, read_manifest
 from decoders.errors import UserError
-from decoders.manifest import ReaderManifest
 
 if TYPE_CHECKING:
     import decoders.reader
@@ -51,6 +50,7 @@ def label(
     *,
     to: Path,
     batch_size: int | None = None,
+    coverage: float | None = None,
     skip_unreadable: bool = False,
     model: str | None = None,
     console: Console | None = None,
@@ -64,6 +64,7 @@ def label(
         reader: folder written by `datagen fit`.
         batch_size: pictures of equal size per pass of the model; the reader's own when None. A dataset keeps to one,
             since another number may change the last digits.
+        coverage: share of the answers to keep, the least sure become void; the reader's own when None.
         skip_unreadable: leave out pictures that cannot be decoded, instead of stopping.
         model: where the reader's model lies now; where the reader says when None.
         console: where progress is told; stderr when None.
@@ -73,15 +74,16 @@ def label(
             or its model is missing or another one; `to` holds something else.
         KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
     """
-    manifest = ReaderManifest.read(reader)
+    manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage)
     model_of(reader, manifest, source=model)
     files = list(_list_pictures(images, to).values())
-    batch_size = batch_size or manifest.reading.batch_size
+    batch_size, coverage = manifest.reading.batch_size, manifest.reading.coverage
     info = {
         "description": "Pictures labelled by a reader of a diffusion model's activations",
         "reader": manifest.weights_sha256,
         "model": manifest.spec.model_digest,
         "batch_size": batch_size,
+        "coverage": coverage,
     }
     writer = CocoWriter(to, manifest.taxonomy, info=info)
     todo = [path for path in files if not writer.has(path.name)]
@@ -99,7 +101,14 @@ def label(
         raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
     if sizes:
         with meter("label", console=console) as tick:
-            _label(open_reader(reader, model=model, batch_size=batch_size), sizes, writer, batch_size, tick, console)
+            _label(
+                open_reader(reader, model=model, batch_size=batch_size, coverage=coverage),
+                sizes,
+                writer,
+                batch_size,
+                tick,
+                console,
+            )
     writer.finish()
     return LabelSummary(
         folder=to,

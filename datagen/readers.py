@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datagen.model import Model, ModelSettings
 from datagen.settings import check
@@ -37,17 +37,31 @@ def model_of(folder: Path, manifest: ReaderManifest, *, source: str | None = Non
     return model
 
 
-def open_reader(folder: Path, *, model: str | None = None, batch_size: int | None = None) -> "decoders.reader.Reader":
+def read_manifest(folder: Path, *, batch_size: int | None = None, coverage: float | None = None) -> ReaderManifest:
+    """What a saved reader says about itself, with changes of how it looks at pictures.
+
+    Args:
+        batch_size, coverage: as the fields of `ReadSettings`; the reader's own when None.
+    """
+    manifest = ReaderManifest.read(folder)
+    changes: dict[str, Any] = {"batch_size": batch_size, "coverage": coverage}
+    reading = replace(manifest.reading, **{name: value for name, value in changes.items() if value is not None})
+    return replace(manifest, reading=reading)
+
+
+def open_reader(
+    folder: Path, *, model: str | None = None, batch_size: int | None = None, coverage: float | None = None
+) -> "decoders.reader.Reader":
     """Load a reader and its model.
 
     Args:
         model: where its model lies now; where the reader says when left out.
-        batch_size: pictures per pass of the model; the reader's own when left out.
+        batch_size, coverage: as for `read_manifest`.
 
     Raises:
         UserError: the folder holds no whole reader; its model is missing or another one.
     """
-    manifest = ReaderManifest.read(folder)
+    manifest = read_manifest(folder, batch_size=batch_size, coverage=coverage)
     wanted = model_of(folder, manifest, source=model)
 
     from decoders.perceivers.unet import UnetPerceiver
@@ -57,6 +71,5 @@ def open_reader(folder: Path, *, model: str | None = None, batch_size: int | Non
         return UnetPerceiver.from_settings(wanted.checkpoint, manifest.perceiver)
 
     reader = load_reader(folder, perceiver)
-    if batch_size is not None:
-        reader.manifest = replace(reader.manifest, reading=replace(reader.manifest.reading, batch_size=batch_size))
+    reader.manifest = replace(reader.manifest, reading=manifest.reading)
     return reader

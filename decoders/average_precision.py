@@ -48,13 +48,13 @@ class AveragePrecision:
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
         self._sizes: list[tuple[int, int]] = []
-        self._reliability = Reliability()
+        self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
             raise UserError("objects can only be scored against objects; give instance masks")
         right, counted = hits(found, truth)
-        self._reliability.add(found.scores[counted], right[counted])
+        self.reliability.add(found.scores[counted], right[counted])
         self._sizes.append((truth.masks.shape[1], truth.masks.shape[2]))
         for entries, objects in ((self._truth, truth), (self._found, found)):
             for index, mask in enumerate(objects.masks):
@@ -86,7 +86,7 @@ class AveragePrecision:
         return {
             "ap": float(precision.mean()),
             "ap50": float(precision[0].mean()),
-            "ece": self._reliability.expected_calibration_error,
+            "ece": self.reliability.expected_calibration_error,
             **{f"ap/{name}": float(precision[..., index].mean()) for index, name in enumerate(names)},
         }
 

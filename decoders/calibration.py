@@ -7,26 +7,26 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-BINS = 15
+_BINS = 15
+_SLOTS = 20 * _BINS
 _PIXELS = 20_000
 """Of a picture, that are looked at: enough for one number, little enough to keep."""
 
 
 class Reliability:
-    """Counts confidences and how often they were right, over any number of pictures, in bins of equal width."""
+    """Counts confidences and how often they were right, over any number of pictures, in slots of equal width."""
 
-    def __init__(self, bins: int = BINS) -> None:
-        self._count = np.zeros(bins, np.int64)
-        self._right = np.zeros(bins, np.int64)
-        self._confidence = np.zeros(bins, np.float64)
+    def __init__(self) -> None:
+        self._count = np.zeros(_SLOTS, np.int64)
+        self._right = np.zeros(_SLOTS, np.int64)
+        self._confidence = np.zeros(_SLOTS, np.float64)
 
     def add(self, confidence: Float[np.ndarray, " answers"], right: Bool[np.ndarray, " answers"]) -> None:
         """`confidence` in 0..1."""
-        bins = len(self._count)
-        index = np.minimum((confidence * bins).astype(np.intp), bins - 1)
-        self._count += np.bincount(index, minlength=bins)
-        self._right += np.bincount(index, weights=right, minlength=bins).astype(np.int64)
-        self._confidence += np.bincount(index, weights=confidence.astype(np.float64), minlength=bins)
+        slot = np.minimum((confidence * _SLOTS).astype(np.intp), _SLOTS - 1)
+        self._count += np.bincount(slot, minlength=_SLOTS)
+        self._right += np.bincount(slot, weights=right, minlength=_SLOTS).astype(np.int64)
+        self._confidence += np.bincount(slot, weights=confidence.astype(np.float64), minlength=_SLOTS)
 
     @property
     def count(self) -> int:
@@ -35,11 +35,12 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean distance between confidence and accuracy, 0..1 (Guo et al., arXiv 1706.04599, equation 3)."""
-        return float(np.abs(self._confidence - self._right).sum() / max(1, self.count))
+        """Mean distance of confidence and accuracy, 0..1, in 15 bins (Guo et al., arXiv 1706.04599, equation 3)."""
+        distance = (self._confidence - self._right).reshape(_BINS, -1).sum(axis=1)
+        return float(np.abs(distance).sum() / max(1, self.count))
 
     def risk_at(self, coverage: float) -> float:
-        """Share of wrong answers among the surest `coverage` of all, bin by bin; 0 without any."""
+        """Share of wrong answers among the surest `coverage` of all, slot by slot; 0 without any."""
         wanted = coverage * self.count
         taken = wrong = 0.0
         for count, right in zip(self._count[::-1], self._right[::-1], strict=True):
@@ -49,6 +50,12 @@ class Reliability:
             taken += part
             wrong += part * (1 - right / count)
         return wrong / taken if taken else 0.0
+
+    def threshold_at(self, coverage: float) -> float:
+        """The confidence that the surest `coverage` of all answers reach; 0 for all of them."""
+        above = np.append(np.cumsum(self._count[::-1])[::-1], 0)
+        enough = np.flatnonzero(above >= coverage * self.count)
+        return float(enough[-1] / _SLOTS) if self.count and coverage < 1 else 0.0
 
 
 def best_factor(loss: Callable[[float], float], *, low: float = 0.01, high: float = 100.0, steps: int = 40) -> float:

@@ -1,7 +1,7 @@
 """What a reader says about a picture: one label per task, given per pixel or per object."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -140,6 +140,22 @@ class AnnotatedImage:
     """File name without folder or suffix, unique in its dataset."""
     image: UInt8[np.ndarray, "height width 3"]
     labels: LabelSet = field(default_factory=dict[str, Label])
+
+
+def without_unsure(label: Label, threshold: float) -> Label:
+    """The label with what is less sure than `threshold` taken out: pixels become void, objects are left out."""
+    if isinstance(label, InstanceSet):
+        kept = label.scores >= threshold
+        keypoints = None if label.keypoints_px is None else label.keypoints_px[kept]
+        return InstanceSet(
+            masks=label.masks[kept],
+            category_ids=label.category_ids[kept],
+            scores=label.scores[kept],
+            is_crowd=label.is_crowd[kept],
+            keypoints_px=keypoints,
+        )
+    valid = label.valid & (label.confidence >= threshold)
+    return replace(label, values=np.where(valid[..., None], label.values, np.float32(0)), valid=valid)
 
 
 def semantic_map(

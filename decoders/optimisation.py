@@ -19,7 +19,7 @@ from decoders.errors import UserError
 from decoders.features import FeatureBundle
 from decoders.labels import Label
 from decoders.settings import FitSettings
-from decoders.tasks import Task
+from decoders.tasks import Score, Task
 
 Scores = dict[str, dict[str, float]]
 
@@ -139,26 +139,42 @@ def _finite(loss: Float[Tensor, ""], batch: Sequence[CachedView], step: int) -> 
     return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the confidence of a task is worth on the held-out pictures."""
+
+    ece_before: float
+    """Expected calibration error (0..1) as the head came from the fit."""
+    ece_after: float
+    """The same after tuning."""
+    thresholds: tuple[float, ...]
+    """The confidence that the surest 0 %, 5 %, ... 100 % of the answers reach."""
+
+
 def tune_confidence(
     decoder: PDecoder, tasks: Mapping[str, Task], held_out: Sequence[CachedView]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Calibration]:
     """Let each task tune its confidence on the held-out pictures.
 
     Returns:
-        Task -> `ece_before` and `ece_after`, for the tasks that have one; empty without held-out pictures.
+        By task name, for the tasks whose answers can be right or wrong; empty without held-out pictures.
     """
     if not held_out:
         return {}
     device = held_out[0].device
-    before, _ = _evaluate(decoder, tasks, held_out, device)
+    before = _score(decoder, tasks, held_out, device)
     for name, task in tasks.items():
         task.tune_confidence(_pairs(decoder, name, held_out, device))
-    after, _ = _evaluate(decoder, tasks, held_out, device)
-    return {
-        name: {"ece_before": before[name]["ece"], "ece_after": after[name]["ece"]}
-        for name in tasks
-        if "ece" in before[name]
-    }
+    found: dict[str, Calibration] = {}
+    for name, score in _score(decoder, tasks, held_out, device).items():
+        after, untuned = score.reliability, before[name].reliability
+        if after is not None and untuned is not None:
+            found[name] = Calibration(
+                ece_before=untuned.expected_calibration_error,
+                ece_after=after.expected_calibration_error,
+                thresholds=tuple(after.threshold_at(step / 20) for step in range(21)),
+            )
+    return found
 
 
 @torch.no_grad()
@@ -169,17 +185,24 @@ def _pairs(
         yield decoder(view.features.to(device, torch.float32))[name], view.labels[name]
 
 
-@torch.no_grad()
 def _evaluate(
     decoder: torch.nn.Module, tasks: Mapping[str, Task], held_out: Sequence[CachedView], device: torch.device
 ) -> tuple[Scores, float | None]:
     if not held_out:
         return {}, None
+    scores = _score(decoder, tasks, held_out, device)
+    merit = float(np.mean([score.merit for score in scores.values()]))
+    return {name: score.result() for name, score in scores.items()}, merit
+
+
+@torch.no_grad()
+def _score(
+    decoder: torch.nn.Module, tasks: Mapping[str, Task], held_out: Sequence[CachedView], device: torch.device
+) -> dict[str, Score]:
     scores = {name: task.score() for name, task in tasks.items()}
     for view in held_out:
         outputs = decoder(view.features.to(device, torch.float32))
         for name, task in tasks.items():
             height, width = view.features.image.shape[-2:]
             scores[name].add(task.read(outputs[name], (height, width))[0], view.labels[name])
-    merit = float(np.mean([score.merit for score in scores.values()]))
-    return {name: score.result() for name, score in scores.items()}, merit
+    return scores

@@ -18,7 +18,7 @@ from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
 from decoders.files import write_atomic
-from decoders.labels import AnnotatedImage, Label, LabelSet, Taxonomy
+from decoders.labels import AnnotatedImage, Label, LabelSet, Taxonomy, without_unsure
 from decoders.manifest import MANIFEST_FILE, WEIGHTS_FILE, ReaderManifest
 from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
@@ -51,6 +51,7 @@ class Reader:
             UserError: the model gives features that are not finite.
         """
         settings = self.manifest.reading
+        thresholds = {name: self._threshold(name) for name in self._tasks}
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             native = image.shape[:2]
@@ -71,8 +72,25 @@ class Reader:
                 for row, index in enumerate(batch):
                     for name, task in self._tasks.items():
                         native = images[index].shape[:2]
-                        labels[index][name] = task.read(picture_of(outputs[name], row), native)[0]
+                        label = task.read(picture_of(outputs[name], row), native)[0]
+                        labels[index][name] = without_unsure(label, thresholds[name])
         return list(labels)
+
+    def _threshold(self, task: str) -> float:
+        """The confidence below which answers become void."""
+        coverage = self.manifest.reading.coverage
+        if coverage == 1:
+            return 0.0
+        calibration = self.manifest.report.get("calibration")
+        if not calibration:
+            raise UserError(
+                f"a coverage of {coverage} was asked for, but this reader's confidence was never compared with the "
+                "truth; fit it with fit.holdout above 0, or read with coverage 1"
+            )
+        found = calibration.get(task)
+        if found is None:
+            return 0.0  # its answers cannot be right or wrong, as those of relative depth
+        return float(np.interp(coverage, np.linspace(0, 1, len(found["thresholds"])), found["thresholds"]))
 
     def evaluate(self, annotated: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
         """Each task's named figures over all pictures, measured at their own size.

@@ -35,8 +35,15 @@ class ReadSettings:
     """Pixels of the shorter side of a picture while it is read; labels come back at native size. None = as it is."""
     batch_size: int = 4
     """Pictures per pass of the model, always filled up, so that a label does not depend on the others in its batch."""
+    coverage: float = 1.0
+    """Share of the answers to keep: the least sure become void, below the confidence that so many answers reached on
+    the pictures held out of the fit."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.coverage <= 1:
+            raise UserError(
+                f"reading needs a coverage above 0 and up to 1, found {self.coverage}; 1 keeps every answer"
+            )
         if self.batch_size < 1 or (self.short_side is not None and self.short_side < 1):
             raise UserError(
                 f"reading needs batch_size and short_side of at least 1, found {self.batch_size} and "

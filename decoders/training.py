@@ -14,7 +14,7 @@ from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
 from decoders.labels import AnnotatedImage, Taxonomy
-from decoders.optimisation import FitPoint, optimise, tune_confidence
+from decoders.optimisation import Calibration, FitPoint, optimise, tune_confidence
 from decoders.resizing import Size, round_size
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Task, build_task
@@ -37,8 +37,8 @@ class FitReport:
     fitted: tuple[str, ...]
     """Names of the pictures learned from."""
     held_out: tuple[str, ...]
-    calibration: Mapping[str, Mapping[str, float]]
-    """Task -> expected calibration error on the held-out pictures, `ece_before` and `ece_after` the tuning."""
+    calibration: Mapping[str, Calibration]
+    """By task name; empty without held-out pictures."""
     seconds: float
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Le
 from jaxtyping import UInt8
 
 from datagen.model import Model
-from datagen.readers import model_of
+from datagen.readers import model_of, read_manifest
 from datagen.records import Recipe
 from decoders.labels import LabelSet, Taxonomy
 from decoders.manifest import MANIFEST_FILE, ReaderManifest
@@ -28,10 +29,18 @@ class Decoded:
     Otherwise the reader's model is loaded besides: a reader fitted on Stable Diffusion 1.5 labels what XL draws.
     """
 
-    def __init__(self, *, reader: Path, fit: Path | None = None, model: Model | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reader: Path,
+        fit: Path | None = None,
+        coverage: Annotated[float, Gt(0), Le(1)] | None = None,
+        model: Model | None = None,
+    ) -> None:
         """Args:
         reader: folder written by `datagen fit`.
         fit: plan to fit it with, if that folder holds no reader yet.
+        coverage: share of the answers to keep, the least sure become void; the reader's own when None.
         model: a checkpoint to borrow.
 
         Raises:
@@ -39,11 +48,11 @@ class Decoded:
         """
         del fit  # `prepare` has used it
         self._folder = reader
-        self._manifest = ReaderManifest.read(reader)
+        self._manifest = read_manifest(reader, coverage=coverage)
         self._model = model if model and self._fits(model) else model_of(reader, self._manifest)
 
     @staticmethod
-    def prepare(*, reader: Path, fit: Path | None = None) -> None:
+    def prepare(*, reader: Path, fit: Path | None = None, **_: Any) -> None:
         """Fit the reader if it is absent and a plan says how."""
         if fit is not None and not (reader / MANIFEST_FILE).exists():
             from datagen.fitting import fit_from_plan
@@ -81,7 +90,9 @@ class Decoded:
     def _reader(self) -> "decoders.reader.Reader":
         from decoders.reader import load_reader
 
-        return load_reader(self._folder, self._perceiver)
+        reader = load_reader(self._folder, self._perceiver)
+        reader.manifest = replace(reader.manifest, reading=self._manifest.reading)
+        return reader
 
     def _perceiver(self, manifest: ReaderManifest) -> "decoders.features.Perceiver":
         from decoders.perceivers.unet import UnetPerceiver

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from decoders.calibration import Reliability
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.labels import Label, Taxonomy
@@ -34,6 +35,11 @@ class Score(Protocol):
 
     def result(self) -> dict[str, float]:
         """Named figures over all pictures so far; a figure without any truth behind it is left out."""
+        ...
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """How sure the answers were and how often right; None where the task has no confidence."""
         ...
 
     @property

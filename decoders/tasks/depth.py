@@ -155,7 +155,7 @@ class DepthScore:
 
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
-        self._reliability = Reliability()
+        self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _depth(found), _depth(truth)
@@ -168,7 +168,7 @@ class DepthScore:
             row["rmse_m"] = float(np.sqrt(np.square(found_m - true_m).mean()))
             row["delta1"] = float((ratio < _CLOSE_RATIO).mean())
             right[truth.valid] = ratio < _CLOSE_RATIO
-        self._reliability.add(found.confidence.ravel(), right.ravel())
+        self.reliability.add(found.confidence.ravel(), right.ravel())
         self._rows.append(row)
 
     def result(self) -> dict[str, float]:
@@ -177,7 +177,7 @@ class DepthScore:
         """
         names = ("absrel", "rmse_m", "delta1", "validity_accuracy")
         columns = {name: [row[name] for row in self._rows if name in row] for name in names}
-        ece = {"ece": self._reliability.expected_calibration_error} if self._rows else {}
+        ece = {"ece": self.reliability.expected_calibration_error} if self._rows else {}
         return {name: float(np.mean(column)) for name, column in columns.items() if column} | ece
 
     @property

@@ -123,13 +123,13 @@ class NormalsScore:
         self._sum = 0.0
         self._count = 0
         self._within = np.zeros(3, np.int64)
-        self._reliability = Reliability()
+        self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _normals(found), _normals(truth)
         cosine = (found.values * truth.values).sum(axis=-1)
         right = np.where(truth.valid & found.valid, cosine > math.cos(_CLOSE), found.valid == truth.valid)
-        self._reliability.add(found.confidence.ravel(), right.ravel())
+        self.reliability.add(found.confidence.ravel(), right.ravel())
         degrees = np.degrees(np.arccos(cosine[truth.valid].clip(-1, 1).astype(np.float64)))
         self._sum += float(degrees.sum())
         self._count += degrees.size
@@ -145,7 +145,7 @@ class NormalsScore:
         return {
             "mean_angle_deg": self._sum / self._count,
             **dict(zip(("within_11", "within_22", "within_30"), shares, strict=True)),
-            "ece": self._reliability.expected_calibration_error,
+            "ece": self.reliability.expected_calibration_error,
         }
 
     @property

@@ -109,6 +109,9 @@ class RelativeDepth(Task[Tensor]):
 class RelativeDepthScore:
     """Errors after the best scale and shift of each picture, averaged over pictures."""
 
+    reliability = None
+    """An error without a unit is neither right nor wrong."""
+
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
 

@@ -137,14 +137,14 @@ class SemanticScore:
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._names = taxonomy.names
         self._confusion: Int64[np.ndarray, "truth found"] = np.zeros((len(taxonomy) + 1, len(taxonomy) + 1), np.int64)
-        self._reliability = Reliability()
+        self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         side = len(self._names) + 1
         counted = _semantic(truth).valid
         true_ids, found_ids = (_semantic(label).values[counted, 0].astype(np.int64) for label in (truth, found))
         self._confusion += np.bincount(true_ids * side + found_ids, minlength=side**2).reshape(side, side)
-        self._reliability.add(_semantic(found).confidence[counted], true_ids == found_ids)
+        self.reliability.add(_semantic(found).confidence[counted], true_ids == found_ids)
 
     def result(self) -> dict[str, float]:
         """`miou` over the classes present in the truth, `pixel_accuracy`, the expected calibration error `ece` of the
@@ -159,7 +159,7 @@ class SemanticScore:
         return {
             "miou": float(iou.mean()),
             "pixel_accuracy": float(hits.sum() / in_truth.sum()),
-            "ece": self._reliability.expected_calibration_error,
+            "ece": self.reliability.expected_calibration_error,
             **{f"iou/{self._names[index]}": float(value) for index, value in zip(present, iou, strict=True)},
         }
 

@@ -48,6 +48,16 @@ def test_what_is_right_as_often_as_it_says_is_calibrated(seed: int):
     assert risks[-1] == pytest.approx(0.5, abs=0.02)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), coverage=st.floats(0.05, 0.99))
+def test_a_threshold_keeps_as_many_as_it_says(seed: int, coverage: float):
+    confidence = np.random.default_rng(seed).random(5000)
+    reliability = Reliability()
+    reliability.add(confidence, confidence > 0.5)
+    assert (confidence >= reliability.threshold_at(coverage)).mean() == pytest.approx(coverage, abs=0.01)
+    assert reliability.threshold_at(1.0) == 0
+
+
 def test_no_answer_has_no_error():
     assert Reliability().expected_calibration_error == 0
     assert Reliability().risk_at(0.7) == 0
@@ -56,6 +66,7 @@ def test_no_answer_has_no_error():
 # ---- the two ways of mending ----
 
 
+@settings(deadline=None)
 @given(st.floats(0.2, 5.0))
 def test_the_best_factor_is_found(best: float):
     assert best_factor(lambda factor: (np.log(factor) - np.log(best)) ** 2) == pytest.approx(best, rel=1e-3)

@@ -228,3 +228,45 @@ def _replace_weights(folder: Path, data: bytes) -> None:
     manifest = json.loads((folder / "reader.json").read_text())
     manifest["weights_sha256"] = sha256(data).hexdigest()
     (folder / "reader.json").write_text(json.dumps(manifest))
+
+
+def test_coverage_voids_the_least_sure(reader: Reader):
+    """About so many answers stay, none of them changed, and the wrong ones go first."""
+    manifest = reader.manifest
+    pictures = toy_pictures(6, first=200)
+    whole = reader.read([picture.image for picture in pictures])
+    reader.manifest = replace(manifest, reading=replace(manifest.reading, coverage=0.7))
+    try:
+        part = reader.read([picture.image for picture in pictures])
+    finally:
+        reader.manifest = manifest
+    kept: list[np.ndarray] = []
+    right: list[np.ndarray] = []
+    for all_of_it, some, picture in zip(whole, part, pictures, strict=True):
+        before, after, truth = all_of_it["semantic"], some["semantic"], picture.labels["semantic"]
+        assert isinstance(before, DenseMap)
+        assert isinstance(after, DenseMap)
+        assert isinstance(truth, DenseMap)
+        assert np.array_equal(after.values[after.valid], before.values[after.valid])
+        assert not after.values[~after.valid].any()
+        kept.append(after.valid)
+        right.append((before.values == truth.values)[..., 0])
+    chosen, hit = np.concatenate(kept), np.concatenate(right)
+    assert 0.5 < chosen.mean() < 0.9
+    assert hit[chosen].mean() > hit.mean() > hit[~chosen].mean()
+
+
+def test_coverage_needs_a_reader_that_knows_how_sure_it_is(reader: Reader):
+    manifest = reader.manifest
+    reader.manifest = replace(
+        manifest,
+        reading=replace(manifest.reading, coverage=0.7),
+        report={name: value for name, value in manifest.report.items() if name != "calibration"},
+    )
+    try:
+        with pytest.raises(UserError, match=r"coverage of 0\.7 was asked for.*fit it with fit\.holdout above 0"):
+            reader.read([toy_picture(0).image])
+    finally:
+        reader.manifest = manifest
+    with pytest.raises(UserError, match="coverage above 0"):
+        ReadSettings(coverage=0.0)
