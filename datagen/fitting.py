@@ -31,6 +31,8 @@ Scores = Mapping[str, Mapping[str, float]]
 
 _Choice = TypeVar("_Choice")
 _FIT_FILE = "fit.json"
+_STATE_FILE = ".fit.safetensors"
+"""Of an unfinished fit."""
 _VALIDATION_FILE = "validation.json"
 
 
@@ -158,6 +160,7 @@ def fit_from_plan(
     if was_there:
         reader = open_reader(folder) if validation else None
     else:
+        _forget_others(folder, identity)
         write_json(folder / _FIT_FILE, identity)
         reader = _fit(checked, model, data, taxonomy, folder, console)
     scores: Scores = {}
@@ -195,12 +198,21 @@ def _fit(
             settings=plan.fit,
             decoder=plan.decoder,
             reading=plan.reading,
+            state_file=folder / _STATE_FILE,
             on_progress=tell,
         )
     # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
     dtype = model.checkpoint.precision
     reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
+    (folder / _STATE_FILE).unlink(missing_ok=True)
     return reader
+
+
+def _forget_others(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Remove what an unfinished fit of another plan, or one torn by a crash, left behind."""
+    begun = folder / _FIT_FILE
+    if not begun.exists() or read_json(begun) != identity:
+        (folder / _STATE_FILE).unlink(missing_ok=True)
 
 
 def _with_phrases(taxonomy: Taxonomy, phrases: Mapping[str, str]) -> Taxonomy:

@@ -138,6 +138,7 @@ def fit_reader(
     decoder: DecoderSettings | None = None,
     reading: ReadSettings | None = None,
     trunk: TrunkBuilder = Trunk,
+    state_file: Path | None = None,
     on_progress: OnProgress = log_progress,
 ) -> Reader:
     """Fit a decoder and join it with its perceiver.
@@ -145,6 +146,7 @@ def fit_reader(
     Args:
         tasks: task name -> options.
         reading: how the reader will look at pictures; by default at the scale it was fitted at.
+        state_file: where an interrupted fit goes on; see `decoders.training.fit`.
         trunk: another one than ours makes a baseline to measure against; such a reader is not for saving.
 
     Raises:
@@ -159,6 +161,7 @@ def fit_reader(
         settings,
         decoder_settings=decoder_settings,
         trunk=trunk,
+        state_file=state_file,
         on_progress=on_progress,
     )
     summary = asdict(report)

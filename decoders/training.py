@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def fit(
     *,
     decoder_settings: DecoderSettings,
     trunk: TrunkBuilder = Trunk,
+    state_file: Path | None = None,
     on_progress: OnProgress = log_progress,
 ) -> tuple[PDecoder, dict[str, Task], FitReport]:
     """Fit a decoder for `tasks` (name -> options); the perceiver stays as it is.
@@ -60,6 +62,7 @@ def fit(
 
     Args:
         trunk: what the task heads stand on; another one than ours makes a baseline that is fitted the same way.
+        state_file: see `decoders.optimisation.optimise`: an interrupted fit goes on there, on views computed anew.
 
     Returns:
         The decoder in evaluation mode, its tasks by name (they are modules of the decoder) and the report.
@@ -92,7 +95,13 @@ def fit(
         for name, task in modules.items():
             task.calibrate(view.targets[name] for view in fit_views)
         points, best_step = optimise(
-            decoder, modules, fitted=fit_views, held_out=held_views, settings=settings, on_progress=on_progress
+            decoder,
+            modules,
+            fitted=fit_views,
+            held_out=held_views,
+            settings=settings,
+            on_progress=on_progress,
+            state_file=state_file,
         )
         calibration = tune_confidence(decoder, modules, held_views)
     report = FitReport(

@@ -2,19 +2,23 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from datagen.fitting import FitSummary, PerceiverSettings, fit_from_plan, load_fit_plan
 from datagen.model import ModelSettings
 from datagen.readers import open_reader
 from decoders.errors import UserError
+from decoders.fit_state import FitState
 from decoders.manifest import ReaderManifest
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +184,43 @@ def test_a_fit_goes_on_after_a_failure_in_the_same_folder(plan: Path, tmp_path: 
     with pytest.raises(UserError, match="no label depth"):
         fitted(plan, "tasks.depth={}", to=tmp_path / "reader")
     assert not fitted(plan, to=tmp_path / "reader").was_there
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(
+    plan: Path, reader: FitSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = FitState.save
+
+    def save_and_stop(self: FitState, notes: Mapping[str, Any], extra: Mapping[str, Tensor]) -> None:
+        save(self, notes, extra)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FitState, "save", save_and_stop)
+        fitted(plan, to=tmp_path / "reader")
+    state = tmp_path / "reader/.fit.safetensors"
+    assert state.exists()
+    fitted(plan, to=tmp_path / "reader")
+    assert not state.exists()
+    for file in ("reader.json", "decoder.safetensors"):
+        assert (tmp_path / "reader" / file).read_bytes() == (reader.reader / file).read_bytes()
+
+
+def test_what_an_unfinished_fit_of_another_plan_left_is_forgotten(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("decoders.reader.ReaderManifest", _stop)  # after the last update, before the reader is saved
+        fitted(plan, to=tmp_path / "reader")
+    assert (tmp_path / "reader/.fit.safetensors").exists()
+    fitted(plan, "fit.seed=5", to=tmp_path / "reader")
+    fitted(plan, "fit.seed=5", to=tmp_path / "fresh")
+    for file in ("reader.json", "decoder.safetensors"):
+        assert (tmp_path / "reader" / file).read_bytes() == (tmp_path / "fresh" / file).read_bytes()
+
+
+def _stop(**_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_readers_model_may_move_but_not_change(reader: FitSummary, pipelines: dict[str, Path], tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -25,8 +26,16 @@ def _fit(
     settings: FitSettings = QUICK,
     tasks: dict[str, dict[str, Any]] | None = None,
     perceiver: Perceiver | None = None,
+    state_file: Path | None = None,
+    stop_at: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], FitReport, list[FitProgress]]:
     seen: list[FitProgress] = []
+
+    def tell(progress: FitProgress) -> None:
+        seen.append(progress)
+        if progress.stage == "fit" and progress.done == stop_at:
+            raise KeyboardInterrupt
+
     decoder, _, report = fit(
         perceiver or ToyPerceiver(classes=3),
         annotated,
@@ -34,9 +43,23 @@ def _fit(
         {"semantic": {}} if tasks is None else tasks,
         settings,
         decoder_settings=DecoderSettings(width=32, fine_width=8),
-        on_progress=seen.append,
+        state_file=state_file,
+        on_progress=tell,
     )
     return decoder.state_dict(), report, seen
+
+
+@pytest.mark.parametrize("stop_at", [1, 13, 20, 29])
+def test_a_stopped_fit_ends_as_if_it_never_had(stop_at: int, tmp_path: Path):
+    settings = FitSettings(updates=30, batch_size=4, views=3, evaluations=3, learning_rate=4e-3)
+    whole, report, _ = _fit(toy_pictures(5), settings, {"semantic": {}, "depth": {}})
+    state = tmp_path / "zustand ü.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        _fit(toy_pictures(5), settings, {"semantic": {}, "depth": {}}, state_file=state, stop_at=stop_at)
+    weights, again, seen = _fit(toy_pictures(5), settings, {"semantic": {}, "depth": {}}, state_file=state)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
+    assert (again.points, again.best_step, again.calibration) == (report.points, report.best_step, report.calibration)
+    assert any(progress.message == f"going on at update {stop_at // 10 * 10}" for progress in seen) == (stop_at >= 10)
 
 
 def test_a_fit_learns_classes_and_depth():
