@@ -195,9 +195,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(
         save(self, notes, extra)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(FitState, "save", save_and_stop)
-        fitted(plan, to=tmp_path / "reader")
+        with pytest.raises(KeyboardInterrupt):
+            fitted(plan, to=tmp_path / "reader")
     state = tmp_path / "reader/.fit.safetensors"
     assert state.exists()
     fitted(plan, to=tmp_path / "reader")
@@ -209,9 +210,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(
 def test_what_an_unfinished_fit_of_another_plan_left_is_forgotten(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("decoders.reader.ReaderManifest", _stop)  # after the last update, before the reader is saved
-        fitted(plan, to=tmp_path / "reader")
+        with pytest.raises(KeyboardInterrupt):
+            fitted(plan, to=tmp_path / "reader")
     assert (tmp_path / "reader/.fit.safetensors").exists()
     fitted(plan, "fit.seed=5", to=tmp_path / "reader")
     fitted(plan, "fit.seed=5", to=tmp_path / "fresh")
