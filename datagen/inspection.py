@@ -138,7 +138,7 @@ class Inspection:
             self.taxonomy.category_ids, self.taxonomy.names, self.taxonomy.is_thing, self.classes, strict=True
         ):
             share = f"{count.pixels / known:.2%}" if known else "-"
-            objects = str(count.objects) if thing else "-"
+            objects = str(count.objects) if thing and self.labels["instances"] else "-"
             kind = "thing" if thing else "stuff"
             lines.append(f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}")
         if known:
