@@ -81,6 +81,11 @@ class Picture(BaseModel):
         extra = sorted((self.model_extra or {}).items())
         return {key.removesuffix(_MAP_FILE): path for key, path in extra if is_map_key(key) and isinstance(path, str)}
 
+    def repairs(self, map_name: str) -> int:
+        """Specks of a map that took the class of their neighbours."""
+        found = (self.model_extra or {}).get(repairs_key(map_name), 0)
+        return found if isinstance(found, int) else 0
+
 
 class Category(BaseModel):
     """One of `categories`; `semantic_id`, `color` and `phrase` are ours."""
@@ -179,6 +184,11 @@ def is_map_key(key: str) -> bool:
 def map_key(name: str) -> str:
     """The key of `images[i]` that names the PNG of map `name`."""
     return f"{name}{_MAP_FILE}"
+
+
+def repairs_key(name: str) -> str:
+    """The key of `images[i]` that counts the repairs of map `name`."""
+    return f"{name}_repairs"
 
 
 def read_coco(path: Path, *, strict: bool = False) -> CocoFile:

@@ -94,7 +94,7 @@ class Coco(AnnotatedImages):
                     f"{map_path} holds semantic id {steps.max()}, expected 0..{len(self.taxonomy)}; write the "
                     "dataset again, or complete `categories`"
                 )
-            labels[task] = unpack_map(steps, about.storage)
+            labels[task] = replace(unpack_map(steps, about.storage), repairs=picture.repairs(task))
         for task in [task for task in labels if confidence_name(task) in labels]:
             labels[task] = _with_confidence(labels[task], labels.pop(confidence_name(task)))
         if self._has_objects:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from datagen.coco_format import is_map_key, map_key
+from datagen.coco_format import is_map_key, map_key, repairs_key
 from datagen.exporters import Entry
 from datagen.exporters._coco_entries import categories, check_labels, describe, objects, panoptic, stuff
 from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, read_json, write_json
@@ -139,7 +139,7 @@ class CocoWriter:
         files = {f"{task}/{stem}.png": encode_png(pack_map(label)) for task, label in maps.items()}
         picture = {"file_name": file_name, "height": height, "width": width}
         picture |= {map_key(task): file for task, file in zip(maps, files, strict=True)}
-        picture |= {f"{task}_repairs": label.repairs for task, label in maps.items() if label.repairs}
+        picture |= {repairs_key(task): label.repairs for task, label in maps.items() if label.repairs}
         if taken := sorted((picture.keys() | {"id"}) & (extra or {}).keys()):
             raise ValueError(f"extra fields {taken} of picture {name} would replace the writer's own")
         found, source = objects(labels, self.taxonomy, min_pixels=self._min_pixels)

@@ -21,7 +21,7 @@ def test_scenes_are_the_worlds_own():
     assert len(scenes) == 3
     expected = render_scene(SEEDS["test"][8])
     np.testing.assert_array_equal(scenes[1].image, expected.image)
-    assert scenes[1].labels.keys() == {"semantic", "depth", "instances"}
+    assert scenes[1].labels.keys() == {"semantic", "depth", "instances", "normals"}
 
 
 def test_size_and_withheld_domains_can_be_chosen():
