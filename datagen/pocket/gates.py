@@ -89,7 +89,9 @@ def measure(
     prompts: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything the model card says in numbers, from unseen scenes; the ceiling is the judge on rendered ones.
+    """Everything the model card says in numbers, from unseen scenes.
+
+    The ceiling of obedience is the judge's count on rendered pictures, that of the prior on these after the codec.
 
     Without a judge obedience is not measured, and its gate counts as not passed.
     """
@@ -107,10 +109,12 @@ def measure(
         "steps": STEPS,
         "guidance": GUIDANCE,
     }
+    through_codec = vae.reconstruct(pipeline.vae, scenes.images[:prompts])
     for form in ("sentence", "phrase"):
         texts = [str(note[form]) for note in scenes.notes[:prompts]]
         report[f"obedience_{form}"] = {
             "drawn": obedience(network, draw(pipeline, texts, seed=seed), texts),
+            "codec": obedience(network, through_codec, texts),
             "ceiling": obedience(network, scenes.images[: len(texts)], texts),
         }
     shares = [report[f"obedience_{form}"]["drawn"]["overall"] for form in ("sentence", "phrase")]

@@ -96,8 +96,8 @@ def _report() -> dict[str, Any]:
         "prompts": 200,
         "steps": 25,
         "guidance": 3.0,
-        "obedience_sentence": {"drawn": shares, "ceiling": {**shares, "car": 0.97}},
-        "obedience_phrase": {"drawn": shares | {"sky": 1.0}, "ceiling": shares},
+        "obedience_sentence": {"drawn": shares, "codec": {**shares, "car": 0.93}, "ceiling": {**shares, "car": 0.97}},
+        "obedience_phrase": {"drawn": shares | {"sky": 1.0}, "codec": shares, "ceiling": shares},
         "updates": {"vae": 6000, "prior": 16000},
         "parameters": 11_234_567,
         "bytes": 25_000_000,
@@ -109,8 +109,8 @@ def test_the_card_says_what_was_measured() -> None:
     text = card.write_card(_report(), look="dashcam", weather="rain")
     assert "| film | 28.3 |" in text
     assert "| withheld: dashcam | 25.6 |" in text or "| withheld: dashcam | 25.5 |" in text
-    assert "| car | 90% | 97% | 90% | 90% |" in text
-    assert "| sky | - | - | 100% | - |" in text
+    assert "| car | 90% | 93% | 97% | 90% | 90% | 90% |" in text
+    assert "| sky | - | - | - | 100% | - | - |" in text
     assert "- prior: 16,000 updates." in text
     assert "11.2 million parameters, 25.0 MB" in text
     assert "at least\n27; passed)" in text
