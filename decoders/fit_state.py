@@ -28,8 +28,7 @@ class FitState:
         tensors = {f"extra/{name}": tensor for name, tensor in extra.items()}
         for part, module in self._modules.items():
             tensors |= {f"{part}/{name}": tensor for name, tensor in module.state_dict().items()}
-        for index, state in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{index}/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_tensors(self._optimiser).items()}
         tensors[_RANDOM] = torch.get_rng_state()
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         write_atomic(self._path, save(whole, metadata={"notes": json.dumps(notes)}))
@@ -44,18 +43,29 @@ class FitState:
             return None
         tensors = load_file(self._path)
         for part, module in self._modules.items():
-            module.load_state_dict(_under(f"{part}/", tensors))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimiser/", tensors).items():
-            index, entry = name.split("/")
-            states.setdefault(int(index), {})[entry] = tensor
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": states, "param_groups": groups})
+            module.load_state_dict(under(f"{part}/", tensors))
+        load_optimiser(self._optimiser, under("optimiser/", tensors))
         torch.set_rng_state(tensors[_RANDOM])
         with safetensors.safe_open(self._path, framework="pt") as file:
             notes: dict[str, Any] = json.loads(file.metadata()["notes"])
-        return notes, _under("extra/", tensors)
+        return notes, under("extra/", tensors)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, as `<number>/<name>`."""
+    states = optimiser.state_dict()["state"].items()
+    return {f"{index}/{name}": tensor for index, state in states for name, tensor in state.items()}
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`; rates and other settings stay as they are."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split("/")
+        states.setdefault(int(index), {})[entry] = tensor
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -40,16 +40,17 @@ def check_labels(labels: LabelSet, taxonomy: Taxonomy, *, size: tuple[int, int],
         raise ValueError(f"picture {name} has more than one map of classes among {sorted(labels)}; COCO holds one")
 
 
-def objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """One entry per object that has a pixel, and where the objects come from, if there can be any."""
+def find_objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[InstanceSet, str] | None:
+    """The objects of a picture and where they come from; None where there can be none."""
     given = [label for label in labels.values() if isinstance(label, InstanceSet)]
     semantic = _categorical(labels)
     if given:
-        instances, source = given[0], GIVEN
-    elif semantic is not None:
-        instances, source = components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS
-    else:
-        return [], []
+        return given[0], GIVEN
+    return None if semantic is None else (components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS)
+
+
+def objects(instances: InstanceSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """One entry per object that has a pixel."""
     entries: list[dict[str, Any]] = []
     for found in to_entries(instances):
         entry = _entry(found["segmentation"], found["category"], found["score"], taxonomy, crowd=found["crowd"])
@@ -58,7 +59,7 @@ def objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[l
             entry["num_keypoints"] = sum(point[2] > 0 for point in found["keypoints_px"])
         if entry["area"]:
             entries.append(entry)
-    return entries, [source]
+    return entries
 
 
 def stuff(labels: LabelSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
@@ -77,14 +78,12 @@ def stuff(labels: LabelSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
 
 
 def panoptic(
-    labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int
+    labels: LabelSet, instances: InstanceSet, taxonomy: Taxonomy
 ) -> tuple[UInt8[np.ndarray, "height width 3"], list[dict[str, Any]]] | None:
     """The panoptic PNG and its `segments_info`; None without a map of classes."""
     semantic = _categorical(labels)
     if semantic is None:
         return None
-    given = [label for label in labels.values() if isinstance(label, InstanceSet)]
-    instances = given[0] if given else components(semantic, taxonomy, min_pixels=min_pixels)
     ids, segments = merge(semantic, instances, taxonomy)
     return to_colors(ids), segments_info(ids, segments, taxonomy)
 

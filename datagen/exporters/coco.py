@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from datagen.coco_format import is_map_key, map_key, repairs_key
 from datagen.exporters import Entry
-from datagen.exporters._coco_entries import categories, check_labels, describe, objects, panoptic, stuff
+from datagen.exporters._coco_entries import categories, check_labels, describe, find_objects, objects, panoptic, stuff
 from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, read_json, write_json
 from datagen.packing import confidence_maps, pack_map
 from decoders.errors import UserError
@@ -142,16 +142,16 @@ class CocoWriter:
         picture |= {repairs_key(task): label.repairs for task, label in maps.items() if label.repairs}
         if taken := sorted((picture.keys() | {"id"}) & (extra or {}).keys()):
             raise ValueError(f"extra fields {taken} of picture {name} would replace the writer's own")
-        found, source = objects(labels, self.taxonomy, min_pixels=self._min_pixels)
+        found = find_objects(labels, self.taxonomy, min_pixels=self._min_pixels)
         part: _Part = {
             "image": {**picture, **(extra or {})},
-            "instances": found,
-            "instances_from": source,
+            "instances": objects(found[0], self.taxonomy) if found else [],
+            "instances_from": [found[1]] if found else [],
             "stuff": stuff(labels, self.taxonomy),
             "maps": {task: describe(label) for task, label in maps.items()},
             "panoptic": [],
         }
-        if (merged := panoptic(labels, self.taxonomy, min_pixels=self._min_pixels)) is not None:
+        if found and (merged := panoptic(labels, found[0], self.taxonomy)) is not None:
             colors, segments = merged
             files[f"panoptic/{stem}.png"] = encode_png(colors)
             part["panoptic"] = [{"file_name": f"{stem}.png", "segments_info": segments}]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from decoders.files import write_atomic
+from decoders.fit_state import load_optimiser, optimiser_tensors, under
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,26 +88,16 @@ class Checkpoint:
     def save(self) -> None:
         tensors = {f"weights/{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimiser_tensors(self.optimizer).items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomic(self.path, save(tensors, metadata={"step": str(self.step)}))
 
     def _load(self) -> None:
         tensors = load_file(self.path)
-        self.module.load_state_dict(_under("weights/", tensors))
-        self.average.load_state_dict(_under("average/", tensors))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer/", tensors).items():
-            index, entry = name.split("/")
-            states.setdefault(int(index), {})[entry] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.module.load_state_dict(under("weights/", tensors))
+        self.average.load_state_dict(under("average/", tensors))
+        load_optimiser(self.optimizer, under("optimizer/", tensors))
         self.step = finished_updates(self.path)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def finished_updates(path: Path) -> int:
@@ -119,7 +110,7 @@ def finished_updates(path: Path) -> int:
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The moving average that a checkpoint holds."""
-    return _under("average/", load_file(path))
+    return under("average/", load_file(path))
 
 
 def advance(
