@@ -1,22 +1,19 @@
 """Read a dataset back as its users will, and say all that is wrong with it."""
 
-import contextlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from datagen.coco_format import Annotation, CocoFile, Picture, is_map_key, read_coco, read_panoptic
 from datagen.files import read_image
 from datagen.panoptic import from_colors
+from decoders.average_precision import mask_precision
 from decoders.errors import UserError
 from decoders.labels import CATEGORY
 
@@ -258,27 +255,18 @@ def _check_semantic(
 def score_against_itself(file: CocoFile) -> float | None:
     """Mean AP (segmentation, IoU 0.5..0.95) of all objects but crowds against themselves; None without objects.
 
-    maxDets is the largest count of objects in a picture: at its default of 100, more objects cap AP below 1.
+    All objects of a picture count: at the scorer's default of 100, more would cap AP below 1.
     """
     entries: list[dict[str, Any]] = [annotation.model_dump() for annotation in file.annotations]
     objects = [entry for entry in entries if not entry["iscrowd"]]
     if not objects:
         return None
-    truth = cast(Any, COCO)()
-    truth.dataset = {
-        "info": {},
-        "images": [{"id": picture.id, "height": picture.height, "width": picture.width} for picture in file.images],
-        "categories": [{"id": category.id, "name": category.name} for category in file.categories],
-        "annotations": entries,
-    }
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth.createIndex()
-        found = truth.loadRes([dict(entry) for entry in objects])
-        scorer = cast(Any, COCOeval)(truth, found, "segm")
-        scorer.params.maxDets = [max(Counter(entry["image_id"] for entry in objects).values())]
-        scorer.evaluate()
-        scorer.accumulate()
-    precision = scorer.eval["precision"][:, :, :, 0, 0]  # all sizes; -1 where a class has no objects
+    precision = mask_precision(
+        entries,
+        objects,
+        images=[{"id": picture.id, "height": picture.height, "width": picture.width} for picture in file.images],
+        categories=[category.id for category in file.categories],
+    )
     return float(precision[precision > -1].mean())
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -90,34 +91,51 @@ class AveragePrecision:
             **{f"ap/{name}": float(precision[..., index].mean()) for index, name in enumerate(names)},
         }
 
-    def _precision(self, categories: list[int]) -> np.ndarray:
-        """[IoU threshold, recall step, class]"""
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            truth, found = self._dataset(self._truth), self._dataset(self._found)
-            evaluation = COCOeval(truth, found, "segm")
-            evaluation.params.catIds = categories
-            # By default the 100 surest of a picture count; more than there are makes it all.
-            evaluation.params.maxDets = [len(self._found)]
-            evaluation.params.areaRng = evaluation.params.areaRng[:1]
-            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return cast(np.ndarray, evaluation.eval["precision"])[:, :, :, 0, 0]
-
-    def _dataset(self, annotations: list[dict[str, Any]]) -> COCO:
-        dataset = COCO()
-        content: dict[str, Any] = {
-            "images": [
-                {"id": number, "height": height, "width": width}
-                for number, (height, width) in enumerate(self._sizes, start=1)
-            ],
-            "categories": [{"id": number, "name": name} for number, name in enumerate(self._taxonomy.names, start=1)],
-            "annotations": annotations,
-        }
-        dataset.dataset = cast(Any, content)
-        dataset.createIndex()
-        return dataset
+    def _precision(self, categories: list[int]) -> Float[np.ndarray, "ious recalls classes"]:
+        images = [
+            {"id": number, "height": height, "width": width}
+            for number, (height, width) in enumerate(self._sizes, start=1)
+        ]
+        return mask_precision(self._truth, self._found, images=images, categories=categories)
 
     @property
     def merit(self) -> float:
         return self.result().get("ap50", 0.0)
+
+
+def mask_precision(
+    truth: Sequence[Mapping[str, Any]],
+    found: Sequence[Mapping[str, Any]],
+    *,
+    images: Sequence[Mapping[str, Any]],
+    categories: Sequence[int],
+) -> Float[np.ndarray, "ious recalls classes"]:
+    """pycocotools' precision at IoU 0.50 to 0.95 and recall 0 to 1, objects of all sizes; -1 for a class without truth.
+
+    Args:
+        truth, found: COCO annotations with `id`, `area`, `iscrowd` and, the found ones, `score`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation = cast(Any, COCOeval)(
+            _dataset(truth, images, categories), _dataset(found, images, categories), "segm"
+        )
+        # By default the 100 surest of a picture count; more than there are makes it all.
+        evaluation.params.maxDets = [len(found)]
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def _dataset(
+    annotations: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]], categories: Sequence[int]
+) -> COCO:
+    dataset = cast(Any, COCO)()
+    dataset.dataset = {
+        "images": list(images),
+        "categories": [{"id": category} for category in categories],
+        "annotations": [dict(annotation) for annotation in annotations],  # the scorer writes into them
+    }
+    dataset.createIndex()
+    return dataset

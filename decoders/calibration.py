@@ -3,14 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 _BINS = 15
 _SLOTS = 20 * _BINS
-_PIXELS = 20_000
-"""Of a picture, that are looked at: enough for one number, little enough to keep."""
 
 
 class Reliability:
@@ -74,12 +70,6 @@ def best_factor(loss: Callable[[float], float], *, low: float = 0.01, high: floa
             outer = left + ratio * (right - left)
             at_outer = loss(float(np.exp(outer)))
     return float(np.exp((left + right) / 2))
-
-
-def sample_pixels(known: Bool[Tensor, " pixels"]) -> Int64[Tensor, " chosen"]:
-    """Numbers of up to 20,000 of the known pixels, evenly spread."""
-    numbers = torch.nonzero(known)[:, 0]
-    return numbers[:: max(1, len(numbers) // _PIXELS)]
 
 
 def fit_sigmoid(

@@ -13,7 +13,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, Protocol, cast, get_type_hints, runtime_checkable
 
-from jaxtyping import Float, Shaped
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -25,6 +26,8 @@ from decoders.labels import Label, Taxonomy
 from decoders.resizing import Size
 
 ENTRY_POINTS = "decoders.tasks"
+_PIXELS = 20_000
+"""Of a picture, that are looked at: enough for one number, little enough to keep."""
 
 
 @runtime_checkable
@@ -107,6 +110,12 @@ def picture_of(output: OutputT, index: int) -> OutputT:
     if isinstance(output, Tensor):
         return cast(OutputT, output[rows])
     return cast(OutputT, type(output)(*(part[rows] for part in output)))
+
+
+def sample_pixels(known: Bool[Tensor, " pixels"]) -> Int64[Tensor, " chosen"]:
+    """Numbers of up to 20,000 of the known pixels, evenly spread."""
+    numbers = torch.nonzero(known)[:, 0]
+    return numbers[:: max(1, len(numbers) // _PIXELS)]
 
 
 def task_names() -> list[str]:

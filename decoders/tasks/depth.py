@@ -9,12 +9,12 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.calibration import Reliability, sample_pixels
+from decoders.calibration import Reliability
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, DenseMap, Label, Taxonomy, metric_depth
 from decoders.resizing import Size
-from decoders.tasks import Score, Task
+from decoders.tasks import Score, Task, sample_pixels
 
 NEAREST_M = 0.1
 FARTHEST_M = 250.0

@@ -9,12 +9,12 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.calibration import Reliability, best_factor, sample_pixels
+from decoders.calibration import Reliability, best_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import NORMALS_STORAGE, DenseMap, Label, Taxonomy, surface_normals
 from decoders.resizing import Size
-from decoders.tasks import Score, Task
+from decoders.tasks import Score, Task, sample_pixels
 
 _CLOSE = math.radians(22.5)
 

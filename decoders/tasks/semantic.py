@@ -8,13 +8,13 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.calibration import Reliability, best_factor, sample_pixels
+from decoders.calibration import Reliability, best_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
 from decoders.repair import repair_specks
 from decoders.resizing import Size
-from decoders.tasks import Score, Task
+from decoders.tasks import Score, Task, sample_pixels
 
 _VOID = -1
 _HEAVIEST = 10.0
