@@ -268,7 +268,7 @@ def train(
         typer.Option(
             metavar="STAGE,...", help="scenes, vae, vae_decoder, latents, prior, judge, export; in this order."
         ),
-    ] = "scenes,vae,latents,prior",
+    ] = "scenes,vae,vae_decoder,latents,prior",
     updates: Annotated[
         str, typer.Option(metavar="STAGE=N,...", help="Updates in all per stage; more than before trains longer.")
     ] = "",

@@ -12,7 +12,7 @@ from decoders.files import cache_folder
 
 
 def train(
-    stages: Sequence[str] = ("scenes", "vae", "latents", "prior"),
+    stages: Sequence[str] = ("scenes", "vae", "vae_decoder", "latents", "prior"),
     *,
     folder: Path | None = None,
     weights: Path = WEIGHTS,

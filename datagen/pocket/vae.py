@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datagen.pocket import loop
+from datagen.pocket import critic, loop
 from datagen.pocket.scene_cache import ScenePool
 from decoders.features import to_pixels
 from decoders.files import write_atomic
 
 CROP = 64
 """Side of a training crop in pixels: without attention the codec is fully convolutional, so crops teach it the same."""
+REALISM, MATCHING = 0.015, 0.2
+"""Weights of the critic's verdict and of its features' agreement, beside a fidelity of about 0.12."""
 
 
 def build(
@@ -88,6 +90,37 @@ def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
     return pictures[..., 1:, :] - pictures[..., :-1, :], pictures[..., 1:] - pictures[..., :-1]
 
 
+class _Crops:
+    """Random square crops of the scenes' pictures, half of them mirrored; a function of the random stream alone."""
+
+    def __init__(self, scenes: ScenePool, device: torch.device, *, batch_size: int) -> None:
+        self.images, self.device, self.batch_size = scenes.images, device, batch_size
+
+    def __call__(self, random: torch.Generator) -> Float[Tensor, "batch 3 crop crop"]:
+        """Values -1..1."""
+        count, height, width = self.images.shape[:3]
+        ranges = (count, height - CROP + 1, width - CROP + 1)
+        drawn = [torch.randint(end, (self.batch_size,), generator=random).tolist() for end in ranges]
+        crops = [
+            self.images[index, top : top + CROP, left : left + CROP] for index, top, left in zip(*drawn, strict=True)
+        ]
+        flips = torch.rand(self.batch_size, generator=random) < 0.5
+        pictures = to_pixels(np.stack(crops), self.device)
+        pictures[flips] = pictures[flips].flip(-1)
+        return pictures
+
+
+def _fidelity(found: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+    """Absolute + squared error (the second is what PSNR counts), and that of neighbours' differences: thin poles."""
+    pairs = zip(_edges(found), _edges(pictures), strict=True)
+    terms = {
+        "absolute": functional.l1_loss(found, pictures),
+        "squared": functional.mse_loss(found, pictures),
+        "edge": torch.stack([functional.l1_loss(*pair) for pair in pairs]).mean(),
+    }
+    return {"loss": terms["absolute"] + 4 * terms["squared"] + 0.5 * terms["edge"], **terms}
+
+
 def train(
     vae: AutoencoderKL,
     scenes: ScenePool,
@@ -96,51 +129,73 @@ def train(
     folder: Path,
     schedule: loop.Schedule,
     batch_size: int = 16,
-    decoder_only: bool = False,
     seed: int = 0,
 ) -> AutoencoderKL:
-    """Train the codec, or its decoder alone so that latents stay valid; returns the averaged one.
+    """Train the codec; returns the averaged one.
 
-    The loss is absolute + squared error (the second is what PSNR counts), absolute error of the differences between
-    neighbours (keeps thin poles), and a slight pull of the posterior to a unit normal.
+    The loss is fidelity and a slight pull of the posterior to a unit normal.
     """
-    vae.requires_grad_(True)
-    if decoder_only:
-        for part in _encoder(vae):
-            part.requires_grad_(False)
+    draw = _Crops(scenes, vae.device, batch_size=batch_size)
 
     def loss(step: int) -> Mapping[str, Tensor]:
         random = loop.stream(seed, step)
-        height, width = scenes.images.shape[1:3]
-        chosen = torch.randint(len(scenes), (batch_size,), generator=random).tolist()
-        tops = torch.randint(height - CROP + 1, (batch_size,), generator=random).tolist()
-        lefts = torch.randint(width - CROP + 1, (batch_size,), generator=random).tolist()
-        crops = np.stack(
-            [
-                scenes.images[index, top : top + CROP, left : left + CROP]
-                for index, top, left in zip(chosen, tops, lefts, strict=True)
-            ]
-        )
-        flips = torch.rand(batch_size, generator=random) < 0.5
-        pictures = to_pixels(crops, vae.device)
-        pictures[flips] = pictures[flips].flip(-1)
+        pictures = draw(random)
         with loop.half_precision(vae.device):
             posterior = encode(vae, pictures)
             noise = torch.randn(posterior.mean.shape, generator=random).to(vae.device)
             found = decode(vae, posterior.mean + posterior.std * noise)
-        found, mean, logvar = found.float(), posterior.mean.float(), posterior.logvar.float()
-        absolute, squared = functional.l1_loss(found, pictures), functional.mse_loss(found, pictures)
-        edge = torch.stack(
-            [functional.l1_loss(*pair) for pair in zip(_edges(found), _edges(pictures), strict=True)]
-        ).mean()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        terms = _fidelity(found.float(), pictures)
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        total = absolute + 4 * squared + 0.5 * edge + 1e-4 * divergence
-        return {"loss": total, "absolute": absolute, "squared": squared, "edge": edge, "divergence": divergence}
+        return terms | {"loss": terms["loss"] + 1e-4 * divergence, "divergence": divergence}
 
     def probe(average: nn.Module, _step: int) -> Mapping[str, float]:
         return psnr_by_look(cast(AutoencoderKL, average), unseen)
 
     return cast(AutoencoderKL, loop.advance(vae, loss, folder=folder, schedule=schedule, probe=probe))
+
+
+class Polish(nn.Module):
+    """A codec whose decoder is trained on, and the critic of its pictures."""
+
+    def __init__(self, codec: AutoencoderKL) -> None:
+        super().__init__()
+        self.codec: AutoencoderKL = codec.requires_grad_(True)
+        for part in _encoder(codec):
+            part.requires_grad_(False)
+        self.critic: critic.Critic = critic.Critic().to(codec.device)
+
+
+def polish(
+    vae: AutoencoderKL,
+    scenes: ScenePool,
+    unseen: ScenePool,
+    *,
+    folder: Path,
+    schedule: loop.Schedule,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> AutoencoderKL:
+    """Train the decoder alone against a critic, so that detail is sharp and latents stay valid; returns the averaged.
+
+    Fidelity alone is least where the decoder is unsure when it draws the mean of what could be there, which is a blur.
+    """
+    pair = Polish(vae)
+    draw = _Crops(scenes, vae.device, batch_size=batch_size)
+
+    def loss(step: int) -> Mapping[str, Tensor]:
+        pictures = draw(loop.stream(seed, step))
+        with loop.half_precision(vae.device):
+            found = decode(vae, encode(vae, pictures).mode())
+            judged = critic.compare(pair.critic, found, pictures)
+        terms = _fidelity(found.float(), pictures)
+        total = terms["loss"] + REALISM * judged["realism"] + MATCHING * judged["matching"] + judged["critic"]
+        return terms | judged | {"loss": total}
+
+    def probe(average: nn.Module, _step: int) -> Mapping[str, float]:
+        return psnr_by_look(cast(Polish, average).codec, unseen)
+
+    return cast(Polish, loop.advance(pair, loss, folder=folder, schedule=schedule, probe=probe)).codec
 
 
 def _encoder(vae: AutoencoderKL) -> tuple[nn.Module, nn.Module]:

@@ -1,6 +1,6 @@
 """The stages that make the pocket model: what one makes, the next finds in the user's cache folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from datagen.files import read_json, write_json
 from datagen.pocket import gates, judge, loop, prior, scene_cache, text, vae, world
 from datagen.pocket.captions import LOOK_WORDS, NUMBERS, PLURALS, TIME_WORDS, WEATHER_WORDS
 from decoders.errors import UserError
+from decoders.fit_state import under
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The shipped model; written by the stage `export` only."""
@@ -39,7 +40,7 @@ class Workshop:
         self.scenes = scenes
         self.judge_scenes = judge_scenes
         self.workers = workers
-        self.updates = {"vae": 8_000, "vae_decoder": 4_000, "prior": 16_000, "judge": 3_000} | (updates or {})
+        self.updates = {"vae": 6_000, "vae_decoder": 6_000, "prior": 20_000, "judge": 3_000} | (updates or {})
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def render_scenes(self) -> None:
@@ -60,23 +61,24 @@ class Workshop:
         shipped, model = self._shipped(), vae.build()
         if shipped is not None:
             model.load_state_dict(shipped.vae.state_dict())
-        return self._fit_vae(model, "vae", peak_rate=1e-3)
+        return self._fit_vae(vae.train, model, "vae", peak_rate=1e-3)
 
     def train_vae_decoder(self) -> AutoencoderKL:
         """Polish the decoder of the codec that stands now, its latents unchanged."""
-        return self._fit_vae(self._codec("vae"), "vae_decoder", peak_rate=5e-4)
+        return self._fit_vae(vae.polish, self._codec("vae"), "vae_decoder", peak_rate=5e-4)
 
     def _placed(self, model: AutoencoderKL) -> AutoencoderKL:
         return cast(AutoencoderKL, cast(nn.Module, model).to(self.device))
 
-    def _fit_vae(self, model: AutoencoderKL, stage: str, *, peak_rate: float) -> AutoencoderKL:
-        return vae.train(
+    def _fit_vae(
+        self, fit: Callable[..., AutoencoderKL], model: AutoencoderKL, stage: str, *, peak_rate: float
+    ) -> AutoencoderKL:
+        return fit(
             self._placed(model),
             self.pool("prior", self.scenes),
             self.pool("test", UNSEEN),
             folder=self.folder / stage,
             schedule=loop.Schedule(updates=self.updates[stage], peak_rate=peak_rate),
-            decoder_only=stage == "vae_decoder",
         )
 
     def _codec(self, stage: str) -> AutoencoderKL:
@@ -84,7 +86,8 @@ class Workshop:
         path = self.folder / stage / "checkpoint.safetensors"
         model = vae.build()  # never the loaded object itself: its config would carry this machine's path into an export
         if path.exists():
-            model.load_state_dict(loop.averaged_weights(path))
+            weights = loop.averaged_weights(path)
+            model.load_state_dict(under("codec.", weights) if stage == "vae_decoder" else weights)
             return self._placed(model.eval().requires_grad_(False))
         shipped = self._shipped()
         if shipped is None:
