@@ -253,11 +253,14 @@ def scenes(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="With the look and the weather that the embedded model never saw.")
     ] = False,
+    close_up: Annotated[
+        bool, typer.Option("--close-up", help="Through a longer lens, with somebody large in each picture.")
+    ] = False,
 ) -> None:
     """Render scenes of the procedural world with their exact truth, as a COCO dataset."""
     from datagen.pocket.truth import write_scenes
 
-    write_scenes(to, count=count, seed=seed, split=split, held_out=held_out)
+    write_scenes(to, count=count, seed=seed, split=split, held_out=held_out, close_up=close_up)
     _out.print(f"{count} scenes in {to}", markup=False)
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, UInt8, UInt16
+from jaxtyping import Bool, Float32, UInt8, UInt16
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datagen.files import read_image, read_label_png
 from datagen.instances import Rle, decode_counts, decode_mask, decode_polygons
 from decoders.errors import UserError
-from decoders.labels import Storage
+from decoders.labels import Skeleton, Storage
 
 _MAP_FILE = "_file"
 _File = TypeVar("_File", bound=BaseModel)
@@ -88,7 +88,7 @@ class Picture(BaseModel):
 
 
 class Category(BaseModel):
-    """One of `categories`; `semantic_id`, `color` and `phrase` are ours."""
+    """One of `categories`; `semantic_id`, `color`, `phrase` and `sigmas` are ours."""
 
     id: int
     name: str
@@ -96,6 +96,25 @@ class Category(BaseModel):
     semantic_id: int | None = None
     color: tuple[int, int, int] | None = None
     phrase: str | None = None
+    keypoints: list[str] | None = None
+    """Names of the points that objects of the category have."""
+    skeleton: list[tuple[int, int]] = []
+    """Points to join by a line, numbered from 1."""
+    sigmas: list[float] = []
+
+    @property
+    def bones(self) -> Skeleton | None:
+        """Raises:
+        UserError: the points or the lines between them are malformed.
+        """
+        if not self.keypoints:
+            return None
+        return Skeleton(
+            class_name=self.name,
+            points=tuple(self.keypoints),
+            bones=tuple((first - 1, second - 1) for first, second in self.skeleton),
+            sigmas=tuple(self.sigmas),
+        )
 
 
 class Annotation(BaseModel):
@@ -107,6 +126,38 @@ class Annotation(BaseModel):
     bbox: tuple[float, float, float, float] | None = None
     iscrowd: Literal[0, 1] = 0
     score: float = 1.0
+    keypoints: list[float] | None = None
+    """x, y, visibility of each point, one after the other."""
+    num_keypoints: int | None = None
+
+    def points(self, count: int, *, height: int, width: int) -> Float32[np.ndarray, "{count} 3"]:
+        """x, y and visibility 0, 1 or 2 of each of `count` points; zeros where none are given.
+
+        Raises:
+            UserError: another number of points, another visibility, or a point outside the picture.
+        """
+        if self.keypoints is None:
+            return np.zeros((count, 3), np.float32)
+        if len(self.keypoints) != 3 * count:
+            raise UserError(
+                f"annotation {self.id} has {len(self.keypoints)} numbers in `keypoints`, expected 3 for each of the "
+                f"{count} points of its category; correct it"
+            )
+        points = np.array(self.keypoints, np.float32).reshape(count, 3)
+        seen = points[:, 2] > 0
+        if not np.isin(points[:, 2], (0, 1, 2)).all():
+            raise UserError(
+                f"annotation {self.id} has a keypoint of visibility {points[:, 2].max():g}, expected 0 (not given), 1 "
+                "(hidden) or 2 (seen); correct it"
+            )
+        outside = seen & ~((points[:, :2] >= -0.5) & (points[:, :2] < [width - 0.5, height - 0.5])).all(axis=1)
+        if outside.any():
+            number = int(np.flatnonzero(outside)[0])
+            raise UserError(
+                f"annotation {self.id} has keypoint {number + 1} at x {points[number, 0]:g}, y {points[number, 1]:g}, "
+                f"outside its picture of {width} x {height} pixels; correct it, or set its visibility to 0"
+            )
+        return np.where(seen[:, None], points, 0).astype(np.float32)
 
     def mask(self, *, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
         """Raises:

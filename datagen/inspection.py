@@ -46,6 +46,8 @@ class Inspection:
     classes: list[ClassCount] = field(default_factory=list[ClassCount])
     """In the order of the taxonomy."""
     void_pixels: int = 0
+    pointed: int = 0
+    """Objects that have a keypoint."""
     depths_m: list[tuple[float, float, float]] = field(default_factory=list[tuple[float, float, float]])
     """Smallest, middle and largest valid depth of each picture that has one."""
     overlapping: list[str] = field(default_factory=list[str])
@@ -77,6 +79,8 @@ class Inspection:
         for semantic_id in label.category_ids.tolist():
             self.classes[semantic_id - 1].objects += 1
             seen.add(semantic_id)
+        if label.keypoints_px is not None:
+            self.pointed += int((label.keypoints_px[..., 2] > 0).any(axis=1).sum())
         shared = int((label.masks[~label.is_crowd].sum(axis=0) > 1).sum())
         if shared:
             self.overlapping.append(f"{name} ({shared} pixels)")
@@ -143,6 +147,9 @@ class Inspection:
             lines.append(f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}")
         if known:
             lines.append(f"void: {self.void_pixels / (known + self.void_pixels):.2%} of the pixels")
+        if self.taxonomy.skeleton is not None:
+            skeleton = self.taxonomy.skeleton
+            lines.append(f"keypoints: {len(skeleton.points)} of each {skeleton.class_name}, on {self.pointed} of them")
         if self.depths_m:
             low, middle, high = (np.array(column) for column in zip(*self.depths_m, strict=True))
             lines.append(f"depth: {low.min():.2f} to {high.max():.2f} m, half nearer than {np.median(middle):.2f} m")

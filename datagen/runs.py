@@ -83,7 +83,7 @@ def open_run(folder: Path) -> Run:
             folder=folder,
             plan=data["plan"],
             identity=data["identity"],
-            taxonomy=_taxonomy(data["taxonomy"]),
+            taxonomy=Taxonomy.from_json(data["taxonomy"]),
             versions=data["versions"],
         )
         if run.digest != data["digest"]:
@@ -137,7 +137,7 @@ def claim(run: Run) -> Run:
         "digest": claimed.digest,
         "plan": claimed.plan,
         "identity": claimed.identity,
-        "taxonomy": {key: list(value) for key, value in asdict(claimed.taxonomy).items()},
+        "taxonomy": asdict(claimed.taxonomy),
         "versions": dict(versions),
     }
     text = yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True, width=120)
@@ -148,12 +148,6 @@ def claim(run: Run) -> Run:
 def library_versions() -> dict[str, str]:
     """Versions that may change the last digits of a picture, without importing any of them."""
     return {library: version(library) for library in _LIBRARIES}
-
-
-def _taxonomy(data: Mapping[str, Any]) -> Taxonomy:
-    columns: dict[str, Any] = {key: tuple(value) for key, value in data.items()}
-    columns["colors"] = tuple(tuple(color) for color in columns["colors"])
-    return Taxonomy(**columns)
 
 
 def _differences(there: Run, now: Run) -> str:

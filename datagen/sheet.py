@@ -14,7 +14,7 @@ from datagen.palette import palette
 from datagen.runs import Run, open_run
 from decoders.errors import UserError
 from decoders.files import write_atomic
-from decoders.labels import CATEGORY, DenseMap, InstanceSet, Label, Taxonomy
+from decoders.labels import CATEGORY, DenseMap, InstanceSet, Label, LabelSet, Skeleton, Taxonomy
 
 CELL_HEIGHT = 192
 """Pixels of every picture; their widths follow."""
@@ -24,6 +24,7 @@ _FONT_SIZE = 13
 _LINE = 18
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
+_BONE = (255, 255, 0)
 _OVERLAY = 0.6
 """Share of the class colour in an overlay."""
 _RAMP = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
@@ -146,7 +147,10 @@ def _panels(
     yield item.image
     for task in columns:
         label = item.labels.get(task)
-        yield np.zeros_like(item.image) if label is None else _draw(label, item.image, ranges[task], taxonomy)
+        panel = np.zeros_like(item.image) if label is None else _draw(label, item.image, ranges[task], taxonomy)
+        if task == columns[0] and taxonomy.skeleton is not None:
+            panel = _with_points(panel, item.labels, taxonomy.skeleton)
+        yield panel
 
 
 def _draw(
@@ -165,6 +169,25 @@ def _draw(
     scaled = ((label.values - low) / (high - low)).clip(0, 1)
     pixels = scaled * 255 if label.values.shape[2] == 3 else _ramp(1 - scaled[..., 0])
     return np.where(label.valid[..., None], np.rint(pixels), 0).astype(np.uint8)
+
+
+def _with_points(
+    panel: UInt8[np.ndarray, "height width 3"], labels: LabelSet, skeleton: Skeleton
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Bones between the points that are given, and the points, hidden ones hollow."""
+    canvas = Image.fromarray(panel)
+    draw = ImageDraw.Draw(canvas)
+    for label in labels.values():
+        if not isinstance(label, InstanceSet) or label.keypoints_px is None:
+            continue
+        for points in label.keypoints_px:
+            for first, second in skeleton.bones:
+                if points[first, 2] and points[second, 2]:
+                    draw.line([*map(float, (*points[first, :2], *points[second, :2]))], fill=_BONE)
+            for x, y, visibility in points.tolist():
+                if visibility:
+                    draw.rectangle((x - 1, y - 1, x + 1, y + 1), outline=_BONE, fill=_BONE if visibility > 1 else None)
+    return np.array(canvas)
 
 
 def _overlay(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from datagen.coco_format import Annotation, CocoFile, Picture, is_map_key, read_coco, read_panoptic
+from datagen.coco_format import Annotation, Category, CocoFile, Picture, is_map_key, read_coco, read_panoptic
 from datagen.files import read_image
 from datagen.panoptic import from_colors
-from decoders.average_precision import mask_precision
+from decoders.average_precision import average_precision
 from decoders.errors import UserError
 from decoders.labels import CATEGORY
 
@@ -125,7 +125,7 @@ def _check_tables(instances: CocoFile, stuff: CocoFile) -> Iterator[str]:
 
 def _check_annotations(file: CocoFile) -> Iterator[str]:
     pictures = {picture.id: picture for picture in file.images}
-    categories = {category.id for category in file.categories}
+    categories = {category.id: category for category in file.categories}
     for annotation in file.annotations:
         where = f"annotation {annotation.id}"
         if annotation.category_id not in categories:
@@ -141,6 +141,7 @@ def _check_annotations(file: CocoFile) -> Iterator[str]:
         except UserError as error:
             yield f"image {picture.file_name}: {error}"
             continue
+        yield from _check_keypoints(annotation, categories.get(annotation.category_id), picture)
         area, box = int(mask.sum()), _box(mask)
         if not area:
             yield f"{where} of image {picture.file_name} has an empty mask"
@@ -148,6 +149,23 @@ def _check_annotations(file: CocoFile) -> Iterator[str]:
             yield f"{where} of image {picture.file_name} has area {annotation.area}, but its mask covers {area} pixels"
         if annotation.bbox != box:
             yield f"{where} of image {picture.file_name} has bbox {annotation.bbox}, but its mask lies in {box}"
+
+
+def _check_keypoints(annotation: Annotation, category: Category | None, picture: Picture) -> Iterator[str]:
+    if annotation.keypoints is None:
+        return
+    names = (category.keypoints if category else None) or []
+    try:
+        points = annotation.points(len(names), height=picture.height, width=picture.width)
+    except UserError as error:
+        yield f"image {picture.file_name}: {error}"
+        return
+    given = int((points[:, 2] > 0).sum())
+    if annotation.num_keypoints != given:
+        yield (
+            f"annotation {annotation.id} of image {picture.file_name} has num_keypoints {annotation.num_keypoints}, "
+            f"but gives {given}"
+        )
 
 
 def _box(mask: Any) -> tuple[float, float, float, float]:
@@ -261,7 +279,7 @@ def score_against_itself(file: CocoFile) -> float | None:
     objects = [entry for entry in entries if not entry["iscrowd"]]
     if not objects:
         return None
-    precision = mask_precision(
+    precision = average_precision(
         entries,
         objects,
         images=[{"id": picture.id, "height": picture.height, "width": picture.width} for picture in file.images],

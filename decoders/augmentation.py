@@ -39,7 +39,13 @@ class Augmentation:
 
 
 def make_view(
-    picture: AnnotatedImage, *, view: int, size: Size, augmentation: Augmentation, seed: Sequence[int]
+    picture: AnnotatedImage,
+    *,
+    view: int,
+    size: Size,
+    augmentation: Augmentation,
+    seed: Sequence[int],
+    mirrored_points: Sequence[int] = (),
 ) -> AnnotatedImage:
     """View number `view` of a picture at `size`, a pure function of its arguments.
 
@@ -49,6 +55,7 @@ def make_view(
 
     Args:
         seed: what makes the draw unique, such as (run seed, picture number); the view number is added here.
+        mirrored_points: which keypoint takes the place of which in a mirror (`Skeleton.mirrored`).
 
     Raises:
         UserError: a label differs from the picture in size.
@@ -68,7 +75,7 @@ def make_view(
     )
     if view and augmentation.mirror and stream.random() < 0.5:
         image = np.ascontiguousarray(image[:, ::-1])
-        labels = {name: mirror_label(label) for name, label in labels.items()}
+        labels = {name: mirror_label(label, mirrored_points) for name, label in labels.items()}
     return AnnotatedImage(name=picture.name, image=image, labels=labels)
 
 
@@ -113,8 +120,12 @@ def _move(
         hue = (-augmentation.jitter / 10, augmentation.jitter / 10)
         steps.append(albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=0.8))
     masks = {f"{name}/{part}": array for name, label in labels.items() for part, array in _planes(label).items()}
-    compose = albumentations.Compose(steps, additional_targets=dict.fromkeys(masks, "mask"), seed=seed)
-    arrays: dict[str, Any] = {"image": image, **masks}
+    points = {f"{name}/points": array for name, label in labels.items() if (array := _points(label)) is not None}
+    targets = dict.fromkeys(masks, "mask") | dict.fromkeys(points, "keypoints")
+    # Points that leave the view keep their place in the order; they are taken out below.
+    how = albumentations.KeypointParams(format="xy", remove_invisible=False) if points else None
+    compose = albumentations.Compose(steps, additional_targets=targets, keypoint_params=how, seed=seed)
+    arrays: dict[str, Any] = {"image": image, **masks, **points}
     moved = {name: np.ascontiguousarray(array) for name, array in compose(**arrays).items()}
     return moved["image"], {name: _moved(label, f"{name}/", moved) for name, label in labels.items()}
 
@@ -126,12 +137,25 @@ def _planes(label: Label) -> dict[str, np.ndarray]:
     return {"values": label.values, "valid": label.valid.astype(np.uint8), "confidence": label.confidence}
 
 
+def _points(label: Label) -> np.ndarray | None:
+    """Places of all keypoints of all objects, one below the other."""
+    if not isinstance(label, InstanceSet) or label.keypoints_px is None:
+        return None
+    return label.keypoints_px[..., :2].reshape(-1, 2)
+
+
 def _moved(label: Label, prefix: str, planes: Mapping[str, np.ndarray]) -> Label:
     """The label with what became of its planes; objects that left the view keep their place with an empty mask."""
     if isinstance(label, InstanceSet):
         masks = [planes[f"{prefix}{index}"].astype(bool) for index in range(len(label.masks))]
-        empty = np.zeros((0, *planes["image"].shape[:2]), bool)
-        return replace(label, masks=np.stack(masks) if masks else empty, keypoints_px=None)  # no task asks for them
+        size = planes["image"].shape[:2]
+        points = label.keypoints_px
+        if points is not None:
+            places = planes[f"{prefix}points"].reshape(*points.shape[:2], 2)
+            inside = ((places >= -0.5) & (places < [size[1] - 0.5, size[0] - 0.5])).all(axis=-1, keepdims=True)
+            known = inside & (points[..., 2:] > 0)
+            points = np.where(known, np.concatenate([places, points[..., 2:]], axis=-1), 0).astype(np.float32)
+        return replace(label, masks=np.stack(masks) if masks else np.zeros((0, *size), bool), keypoints_px=points)
     return replace(
         label,
         values=planes[f"{prefix}values"],

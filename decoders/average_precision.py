@@ -96,29 +96,92 @@ class AveragePrecision:
             {"id": number, "height": height, "width": width}
             for number, (height, width) in enumerate(self._sizes, start=1)
         ]
-        return mask_precision(self._truth, self._found, images=images, categories=categories)
+        return average_precision(self._truth, self._found, images=images, categories=categories)
 
     @property
     def merit(self) -> float:
         return self.result().get("ap50", 0.0)
 
 
-def mask_precision(
+class ObjectKeypointSimilarity:
+    """COCO's average precision of keypoints (OKS), over the objects of the class with points.
+
+    Objects none of whose points are given, and crowds, count neither for nor against.
+    """
+
+    reliability = None
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        if taxonomy.skeleton is None:
+            raise UserError("keypoints cannot be scored: no class of the taxonomy has any")
+        self._class = taxonomy.jointed
+        self._sigmas = taxonomy.skeleton.sigmas
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+        self._images: list[dict[str, Any]] = []
+
+    def add(self, found: Label, truth: Label) -> None:
+        if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
+            raise UserError("keypoints can only be scored on objects; give instances with their keypoints")
+        self._images.append({"id": len(self._images) + 1})
+        for entries, objects in ((self._truth, truth), (self._found, found)):
+            if objects.keypoints_px is None:
+                continue
+            for index in np.flatnonzero(objects.category_ids == self._class):
+                points = objects.keypoints_px[index]
+                rle = _coco.encode(np.asfortranarray(objects.masks[index], dtype=np.uint8))
+                entries.append(
+                    {
+                        "id": len(entries) + 1,
+                        "image_id": len(self._images),
+                        "category_id": self._class,
+                        "keypoints": [float(value) for value in points.ravel()],
+                        "num_keypoints": 0 if objects.is_crowd[index] else int((points[:, 2] > 0).sum()),
+                        "area": int(objects.masks[index].sum()),
+                        "bbox": [float(value) for value in _coco.toBbox(rle)],
+                        "iscrowd": int(objects.is_crowd[index]),
+                        "score": float(objects.scores[index]),
+                    }
+                )
+
+    def result(self) -> dict[str, float]:
+        """`oks_ap` (similarity 0.50 to 0.95) and `oks_ap50`."""
+        if not any(entry["num_keypoints"] for entry in self._truth):
+            return {}
+        if not self._found:
+            return {"oks_ap": 0.0, "oks_ap50": 0.0}
+        precision = average_precision(
+            self._truth, self._found, images=self._images, categories=[self._class], sigmas=self._sigmas
+        )
+        return {"oks_ap": float(precision.mean()), "oks_ap50": float(precision[0].mean())}
+
+    @property
+    def merit(self) -> float:
+        return self.result().get("oks_ap", 0.0)
+
+
+def average_precision(
     truth: Sequence[Mapping[str, Any]],
     found: Sequence[Mapping[str, Any]],
     *,
     images: Sequence[Mapping[str, Any]],
     categories: Sequence[int],
+    sigmas: Sequence[float] | None = None,
 ) -> Float[np.ndarray, "ious recalls classes"]:
     """pycocotools' precision at IoU 0.50 to 0.95 and recall 0 to 1, objects of all sizes; -1 for a class without truth.
 
     Args:
         truth, found: COCO annotations with `id`, `area`, `iscrowd` and, the found ones, `score`.
+        sigmas: of each keypoint: the similarity of keypoints takes the place of the IoU of masks.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         evaluation = cast(Any, COCOeval)(
-            _dataset(truth, images, categories), _dataset(found, images, categories), "segm"
+            _dataset(truth, images, categories),
+            _dataset(found, images, categories),
+            "segm" if sigmas is None else "keypoints",
         )
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         # By default the 100 surest of a picture count; more than there are makes it all.
         evaluation.params.maxDets = [len(found)]
         evaluation.params.areaRng = evaluation.params.areaRng[:1]

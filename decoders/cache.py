@@ -97,9 +97,7 @@ def plan_cache(
     Raises:
         UserError: not even the plain view of each picture fits.
     """
-    sample = make_view(
-        learnable(first, tasks), view=0, size=size, augmentation=settings.augmentation, seed=(settings.seed,)
-    )
+    sample = _view(learnable(first, tasks), 0, tasks, size, settings, 0)
     per_view = _feature_bytes(spec, size) + sum(target.nbytes for target in make_targets(sample, tasks).values())
     room = int(settings.cache_gb * 2**30) // per_view - len(held_out)
     if room < len(fitted):
@@ -204,9 +202,21 @@ def _views(
     for index, view in plan.order():
         if loaded is None or index != before:
             loaded, before = learnable(annotated[index], tasks), index
-        yield make_view(
-            loaded, view=view, size=plan.size, augmentation=settings.augmentation, seed=(settings.seed, index)
-        )
+        yield _view(loaded, view, tasks, plan.size, settings, index)
+
+
+def _view(
+    picture: AnnotatedImage, view: int, tasks: Mapping[str, Task], size: Size, settings: FitSettings, index: int
+) -> AnnotatedImage:
+    skeleton = next(iter(tasks.values())).taxonomy.skeleton
+    return make_view(
+        picture,
+        view=view,
+        size=size,
+        augmentation=settings.augmentation,
+        seed=(settings.seed, index),
+        mirrored_points=skeleton.mirrored if skeleton else (),
+    )
 
 
 def _feature_bytes(spec: FeatureSpec, size: Size) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, UInt8
@@ -11,6 +11,49 @@ from decoders.errors import UserError
 
 CATEGORY = "category"
 """Unit of a map whose values are semantic ids: 1..K of its taxonomy, 0 where unlabelled."""
+
+
+_SIGMA = 0.07
+_SIGMAS = {
+    "nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062,
+    "hip": 0.107, "knee": 0.087, "ankle": 0.089,
+}  # fmt: skip
+_SIDES = ("left", "right")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skeleton:
+    """The points that objects of one class have, such as the joints of a person."""
+
+    class_name: str
+    """The class of the taxonomy whose objects have them."""
+    points: tuple[str, ...]
+    """Names; two that differ by "left" and "right" only change places in a mirror."""
+    bones: tuple[tuple[int, int], ...] = ()
+    """Pairs of points, numbered from 0, to join by a line."""
+    sigmas: tuple[float, ...] = ()
+    """How far apart two annotators place each point, as a share of the object's scale; when left out, those of COCO's
+    scorer for its own points (without "left" and "right"), 0.07 for others."""
+
+    def __post_init__(self) -> None:
+        count = len(self.points)
+        if not count or len(set(self.points)) != count:
+            raise UserError(f"a skeleton needs points of different names, found {self.points}; correct the list")
+        if not self.sigmas:
+            kinds = [point.removeprefix("left_").removeprefix("right_") for point in self.points]
+            object.__setattr__(self, "sigmas", tuple(_SIGMAS.get(kind, _SIGMA) for kind in kinds))
+        if len(self.sigmas) != count or min(self.sigmas) <= 0:
+            raise UserError(f"a skeleton of {count} points has sigmas {self.sigmas}; give one above 0 for each point")
+        if wrong := [bone for bone in self.bones if not all(0 <= end < count for end in bone)]:
+            raise UserError(f"bones {wrong} of a skeleton join points that are not there; expected 0..{count - 1}")
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """For each point, the number of the one that takes its place in a mirror."""
+        left, right = _SIDES
+        swap = {left: right, right: left}
+        others = ("_".join(swap.get(word, word) for word in point.split("_")) for point in self.points)
+        return tuple(self.points.index(other) if other in self.points else index for index, other in enumerate(others))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +69,8 @@ class Taxonomy:
     """What the user's own files call each class, all >= 1; 1..K when left out."""
     phrases: tuple[str, ...] = ()
     """What the text encoder is asked for; the names when left out."""
+    skeleton: Skeleton | None = None
+    """The points of one of the classes; None where no class has any."""
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -47,8 +92,31 @@ class Taxonomy:
                 "COCO scorer takes 0 for 'no match'"
             )
 
+        if self.skeleton is not None and self.skeleton.class_name not in self.names:
+            raise UserError(
+                f"the skeleton belongs to the class {self.skeleton.class_name!r}, which is not among {self.names}"
+            )
+
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Taxonomy":
+        """The inverse of `dataclasses.asdict`, after a way through JSON or YAML."""
+        columns: dict[str, Any] = {key: _tuples(value) for key, value in data.items()}
+        skeleton = data.get("skeleton")
+        if skeleton is not None:
+            columns["skeleton"] = Skeleton(**{key: _tuples(value) for key, value in skeleton.items()})
+        return cls(**columns)
+
+    @property
+    def jointed(self) -> int:
+        """Semantic id of the class that has a skeleton; 0 where none has."""
+        return 0 if self.skeleton is None else self.names.index(self.skeleton.class_name) + 1
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +192,8 @@ class InstanceSet:
     is_crowd: Bool[np.ndarray, " objects"]
     """True for a region of several objects that nobody separated: scorers ignore it."""
     keypoints_px: Float32[np.ndarray, "objects points 3"] | None = None
-    """x, y in pixels (0, 0 is the centre of the top left pixel) and visibility 0, 1 or 2."""
+    """x, y in pixels (0, 0 is the centre of the top left pixel) and COCO's visibility: 2 seen, 1 hidden, 0 not given
+    (x and y are then 0). The points are those of the taxonomy's skeleton, all 0 for objects of another class."""
 
 
 Label = DenseMap | InstanceSet

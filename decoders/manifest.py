@@ -90,17 +90,10 @@ class ReaderManifest:
         augmentation = dict(fit.pop("augmentation"))
         zoom = augmentation.pop("zoom")
         size = fit.pop("size")
-        taxonomy = data["taxonomy"]
         return cls(
             model=data["model"],
             spec=FeatureSpec.from_json(data["spec"]),
-            taxonomy=Taxonomy(
-                names=tuple(taxonomy["names"]),
-                is_thing=tuple(taxonomy["is_thing"]),
-                colors=tuple((red, green, blue) for red, green, blue in taxonomy["colors"]),
-                category_ids=tuple(taxonomy["category_ids"]),
-                phrases=tuple(taxonomy["phrases"]),
-            ),
+            taxonomy=Taxonomy.from_json(data["taxonomy"]),
             tasks=data["tasks"],
             decoder=DecoderSettings(**data["decoder"]),
             reading=ReadSettings(**data["reading"]),

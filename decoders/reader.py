@@ -45,7 +45,7 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[LabelSet]:
-        """Labels of each picture at its own size, one per task.
+        """Labels of each picture at its own size, one per task that does not add to another's.
 
         Raises:
             UserError: the model gives features that are not finite.
@@ -70,11 +70,24 @@ class Reader:
                 )
                 outputs = self._decoder.to(bundle.image.device)(bundle.to(torch.float32))
                 for row, index in enumerate(batch):
-                    for name, task in self._tasks.items():
-                        native = images[index].shape[:2]
-                        label = task.read(picture_of(outputs[name], row), native)[0]
-                        labels[index][name] = without_unsure(label, thresholds[name])
+                    found = {name: picture_of(output, row) for name, output in outputs.items()}
+                    labels[index] = self._read_one(found, images[index].shape[:2], thresholds)
         return list(labels)
+
+    def _read_one(self, outputs: Mapping[str, Any], size: Size, thresholds: Mapping[str, float]) -> dict[str, Label]:
+        labels: dict[str, Label] = {}
+        for name, task in self._tasks.items():
+            if self._label_of(name) == name:
+                labels[name] = without_unsure(task.read(outputs[name], size)[0], thresholds[name])
+        for name, task in self._tasks.items():
+            if (label := self._label_of(name)) != name:
+                labels[label] = task.complete(outputs[name], labels[label])
+        return labels
+
+    def _label_of(self, task: str) -> str:
+        """The label that holds what a task says: its own, or that of the task it adds to."""
+        other = self._tasks[task].adds_to
+        return other if other in self._tasks else task
 
     def _threshold(self, task: str) -> float:
         """The confidence below which answers become void."""
@@ -105,7 +118,7 @@ class Reader:
             truths = [learnable(annotated[index], self._tasks) for index in range(start, stop)]
             for truth, found in zip(truths, self.read([truth.image for truth in truths]), strict=True):
                 for name, score in scores.items():
-                    score.add(found[name], truth.labels[name])
+                    score.add(found[self._label_of(name)], truth.labels[name])
         return {name: score.result() for name, score in scores.items()}
 
     def save(self, folder: Path, *, model: Mapping[str, Any], overwrite: bool = False) -> None:

@@ -1,10 +1,11 @@
 """Pictures and maps at another size: one arithmetic for fitting and for reading, so that both see the same pixels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from decoders.labels import NORMALS_STORAGE, DenseMap, InstanceSet, Label
@@ -36,7 +37,10 @@ def resize_label(label: Label, size: Size) -> Label:
     """A label at another size, nowhere blended."""
     if isinstance(label, InstanceSet):
         masks = resize_nearest(label.masks.transpose(1, 2, 0), size).transpose(2, 0, 1)
-        return replace(label, masks=np.ascontiguousarray(masks))
+        points = label.keypoints_px
+        if points is not None:
+            points = resize_points(points, label.masks.shape[1:], size)
+        return replace(label, masks=np.ascontiguousarray(masks), keypoints_px=points)
     return DenseMap(
         values=resize_nearest(label.values, size),
         valid=resize_nearest(label.valid, size),
@@ -45,10 +49,28 @@ def resize_label(label: Label, size: Size) -> Label:
     )
 
 
-def mirror_label(label: Label) -> Label:
-    """Left and right exchanged, in the directions that a label holds too."""
+def resize_points(
+    points: Float32[np.ndarray, "objects points 3"], old: Size, new: Size
+) -> Float32[np.ndarray, "objects points 3"]:
+    """Points of a picture of `old` size in one of `new` size; those that are not given stay (0, 0, 0)."""
+    scale = np.array([new[1] / old[1], new[0] / old[0]], np.float32)
+    moved = np.concatenate([(points[..., :2] + 0.5) * scale - 0.5, points[..., 2:]], axis=-1)
+    return np.where(points[..., 2:] > 0, moved, 0).astype(np.float32)
+
+
+def mirror_label(label: Label, swap: Sequence[int] = ()) -> Label:
+    """Left and right exchanged, in the directions and the names of points that a label holds too.
+
+    Args:
+        swap: for each point of an object, the number of the one that takes its place.
+    """
     if isinstance(label, InstanceSet):
-        return replace(label, masks=np.ascontiguousarray(label.masks[:, :, ::-1]))
+        masks, points = np.ascontiguousarray(label.masks[:, :, ::-1]), label.keypoints_px
+        if points is not None:
+            last = label.masks.shape[2] - 1
+            points = np.where(points[..., 2:] > 0, points * [-1, 1, 1] + [last, 0, 0], 0)[:, list(swap)]
+            points = points.astype(np.float32)
+        return replace(label, masks=masks, keypoints_px=points)
     values, valid, confidence = (plane[:, ::-1] for plane in (label.values, label.valid, label.confidence))
     if label.storage.unit == NORMALS_STORAGE.unit:
         values = values * np.array([-1, 1, 1], np.float32)
@@ -64,6 +86,14 @@ def round_size(size: Size | tuple[float, float], multiple: int) -> Size:
     """The nearest height and width that are multiples of `multiple`, at least one of each."""
     height, width = (max(multiple, int(side / multiple + 0.5) * multiple) for side in size)
     return height, width
+
+
+def coarsening(size: Size | tuple[int, ...], side: int) -> int:
+    """The power of two by which to shrink a size so that its shorter side is below twice `side`."""
+    factor = 1
+    while min(size) >= 2 * factor * side:
+        factor *= 2
+    return factor
 
 
 def working_size(native: Size, *, short_side: int | None, multiple: int) -> Size:

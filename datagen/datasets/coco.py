@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from datagen.coco_format import Annotation, Category, Picture, read_coco
 from datagen.datasets import BACKGROUND, AnnotatedImages, check_size, make_taxonomy, normal, select
@@ -14,7 +14,16 @@ from datagen.files import read_image
 from datagen.packing import confidence_name, unpack_map
 from datagen.palette import palette
 from decoders.errors import UserError
-from decoders.labels import CATEGORY, AnnotatedImage, DenseMap, InstanceSet, Label, Taxonomy, semantic_map
+from decoders.labels import (
+    CATEGORY,
+    AnnotatedImage,
+    DenseMap,
+    InstanceSet,
+    Label,
+    Skeleton,
+    Taxonomy,
+    semantic_map,
+)
 
 
 class Coco(AnnotatedImages):
@@ -63,6 +72,7 @@ class Coco(AnnotatedImages):
             else _taxonomy(file.categories, unmarked, colors)
         )
         semantic_ids = {name: semantic_id for semantic_id, name in enumerate(self.taxonomy.names, start=1)}
+        self.taxonomy = replace(self.taxonomy, skeleton=_skeleton(file.categories, self._json))
         self._semantic_ids = {category.id: semantic_ids[category.name] for category in file.categories}
         self._unmarked = 0 if has_maps or unmarked == "void" else semantic_ids[BACKGROUND]
         self._has_objects = not has_maps or "instances" in file.info
@@ -107,6 +117,7 @@ class Coco(AnnotatedImages):
         annotations = self._annotations.get(picture.id, [])
         try:
             masks = [annotation.mask(height=picture.height, width=picture.width) for annotation in annotations]
+            points = self._points(annotations, picture)
         except UserError as error:
             raise UserError(f"{self._json}: {error}") from None
         return InstanceSet(
@@ -114,7 +125,21 @@ class Coco(AnnotatedImages):
             category_ids=np.array([self._semantic_ids[found.category_id] for found in annotations], np.int64),
             scores=np.array([found.score for found in annotations], np.float32),
             is_crowd=np.array([found.iscrowd for found in annotations], bool),
+            keypoints_px=points,
         )
+
+    def _points(
+        self, annotations: Sequence[Annotation], picture: Picture
+    ) -> Float32[np.ndarray, "objects points 3"] | None:
+        skeleton = self.taxonomy.skeleton
+        if skeleton is None:
+            return None
+        count = len(skeleton.points)
+        points = np.zeros((len(annotations), count, 3), np.float32)
+        for index, found in enumerate(annotations):
+            if self._semantic_ids[found.category_id] == self.taxonomy.jointed:
+                points[index] = found.points(count, height=picture.height, width=picture.width)
+        return points
 
     def _paint(self, objects: InstanceSet) -> UInt8[np.ndarray, "height width"]:
         ids = np.full(objects.masks.shape[1:], self._unmarked, np.uint8)
@@ -124,6 +149,19 @@ class Coco(AnnotatedImages):
             if not objects.is_crowd[index]:
                 ids[objects.masks[index]] = objects.category_ids[index]
         return ids
+
+
+def _skeleton(categories: Sequence[Category], json: Path) -> Skeleton | None:
+    try:
+        found = [skeleton for category in categories if (skeleton := category.bones) is not None]
+    except UserError as error:
+        raise UserError(f"{json}: {error}") from None
+    if len(found) > 1:
+        raise UserError(
+            f"{json}: categories {[skeleton.class_name for skeleton in found]} all have keypoints, and a reader learns "
+            "those of one; take `keypoints` out of the other categories"
+        )
+    return found[0] if found else None
 
 
 def _with_confidence(label: Label, confidence: Label) -> Label:

@@ -11,7 +11,10 @@ from decoders.labels import AnnotatedImage
 
 
 class PocketScenes(AnnotatedImages):
-    """Labels `semantic`, `depth` (metres) and `instances`; the same settings always give the same pictures."""
+    """Labels `semantic`, `depth` (metres), `normals` and `instances`, people with keypoints.
+
+    The same settings always give the same pictures.
+    """
 
     def __init__(
         self,
@@ -20,6 +23,7 @@ class PocketScenes(AnnotatedImages):
         seed: Annotated[int, Ge(0)] = 0,
         split: str = "few_shot",
         held_out: bool = False,
+        close_up: bool = False,
         height: Annotated[int, Ge(16)] = world.SIZE,
         width: Annotated[int, Ge(16)] = world.SIZE,
     ) -> None:
@@ -28,6 +32,7 @@ class PocketScenes(AnnotatedImages):
             seed: number of the first scene within the split.
             split: range of seeds: `few_shot` to fit readers, `test` to measure them.
             held_out: whether the look and the weather that the pocket model never saw occur too.
+            close_up: the same streets through a longer lens, each with somebody large enough for keypoints.
 
         Raises:
             UserError: no such split, or it does not have that many scenes.
@@ -36,17 +41,20 @@ class PocketScenes(AnnotatedImages):
         self._seeds = {f"{one:08d}": one for one in world.seeds_of(split, first=seed, count=count)}
         self.names = tuple(self._seeds)
         self._held_out = held_out
+        self._close_up = close_up
         self._size = (height, width)
 
     @property
     def digest(self) -> str:
         """Stands for the pictures, which need not be drawn to be told from others."""
-        return hashlib.sha256(repr((self.names, self._held_out, self._size)).encode()).hexdigest()
+        return hashlib.sha256(repr((self.names, self._held_out, self._close_up, self._size)).encode()).hexdigest()
 
     def scene(self, name: str) -> world.Scene:
         """The scene itself, with its captions and domain."""
         height, width = self._size
-        return world.render_scene(self._seeds[name], held_out=self._held_out, height=height, width=width)
+        return world.render_scene(
+            self._seeds[name], held_out=self._held_out, close_up=self._close_up, height=height, width=width
+        )
 
     def load(self, name: str) -> AnnotatedImage:
         scene = self.scene(name)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from datagen.instances import Rle, components, encode_mask, mask_area, mask_box, to_entries
 from datagen.packing import INVALID, check_task_name
 from datagen.panoptic import merge, segments_info, to_colors
-from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Taxonomy
+from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Skeleton, Taxonomy
 
 GIVEN = "given with the pictures"
 COMPONENTS = "connected components of the semantic map"
@@ -34,6 +34,13 @@ def check_labels(labels: LabelSet, taxonomy: Taxonomy, *, size: tuple[int, int],
             raise ValueError(
                 f"picture {name}: {task} holds semantic ids {ids.min():g}..{ids.max():g}, expected 1..{len(taxonomy)}"
             )
+        if not is_map and label.keypoints_px is not None:
+            expected = 0 if taxonomy.skeleton is None else len(taxonomy.skeleton.points)
+            if label.keypoints_px.shape[1] != expected:
+                raise ValueError(
+                    f"picture {name}: objects of {task} have {label.keypoints_px.shape[1]} keypoints, the taxonomy's "
+                    f"skeleton {expected}"
+                )
     if sum(isinstance(label, InstanceSet) for label in labels.values()) > 1:
         raise ValueError(f"picture {name} has more than one set of objects among {sorted(labels)}; COCO holds one")
     if sum(isinstance(label, DenseMap) and label.storage.unit == CATEGORY for label in labels.values()) > 1:
@@ -54,7 +61,7 @@ def objects(instances: InstanceSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for found in to_entries(instances):
         entry = _entry(found["segmentation"], found["category"], found["score"], taxonomy, crowd=found["crowd"])
-        if "keypoints_px" in found:
+        if "keypoints_px" in found and found["category"] == taxonomy.jointed:
             entry["keypoints"] = [value for point in found["keypoints_px"] for value in point]
             entry["num_keypoints"] = sum(point[2] > 0 for point in found["keypoints_px"])
         if entry["area"]:
@@ -104,6 +111,7 @@ def describe(label: DenseMap) -> Mapping[str, Any]:
 def categories(taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """All classes, in both files: the table of the semantic PNGs too."""
     rows = zip(taxonomy.category_ids, taxonomy.names, taxonomy.is_thing, taxonomy.colors, taxonomy.phrases, strict=True)
+    points = {} if taxonomy.skeleton is None else {taxonomy.skeleton.class_name: _points(taxonomy.skeleton)}
     return [
         {
             "id": category_id,
@@ -113,9 +121,19 @@ def categories(taxonomy: Taxonomy) -> list[dict[str, Any]]:
             "color": list(color),
             "phrase": phrase,
             "semantic_id": semantic_id,
+            **points.get(name, {}),
         }
         for semantic_id, (category_id, name, is_thing, color, phrase) in enumerate(rows, start=1)
     ]
+
+
+def _points(skeleton: Skeleton) -> dict[str, Any]:
+    """As COCO's person has them, which numbers points from 1; `sigmas` is ours."""
+    return {
+        "keypoints": list(skeleton.points),
+        "skeleton": [[first + 1, second + 1] for first, second in skeleton.bones],
+        "sigmas": list(skeleton.sigmas),
+    }
 
 
 def _categorical(labels: LabelSet) -> DenseMap | None:

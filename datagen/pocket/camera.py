@@ -55,6 +55,12 @@ class Camera:
         scale = self.focal_px / local[:, 2:]
         return local[:, :2] * scale * [1.0, -1.0] + [self.width / 2, self.height / 2]
 
+    def project_points(self, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 2"]:
+        """Single points in pixels (x, y); NaN for what is nearer than the near plane."""
+        local = (points - self.position) @ self.axes.T
+        distance = np.where(local[:, 2:] >= NEAR_M, local[:, 2:], np.nan)
+        return local[:, :2] * self.focal_px / distance * [1.0, -1.0] + [self.width / 2, self.height / 2]
+
 
 def clip_near(local: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "visible 3"]:
     """Sutherland-Hodgman against one plane: the part of a polygon in front of the camera, in camera coordinates."""

@@ -1,9 +1,11 @@
 """Where things stand: a street is drawn at random, then filled from both kerbs outwards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.random import Generator
 
 from datagen.pocket import objects, scenery
@@ -43,6 +45,8 @@ TERRAINS: tuple[RGB, ...] = (
     (0.5, 0.48, 0.44),
 )
 
+_PERSON_M = 1.7
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
@@ -52,7 +56,8 @@ class Placed:
     color: str
     """Name of its paint, for captions; empty where nobody would say it."""
     pose: Pose
-    draw: Callable[[Canvas, int], None]
+    draw: Callable[[Canvas, int], Float[np.ndarray, "points 3"] | None]
+    """Draws it under a surface number; returns its keypoints in the world, where it has any."""
     shadow_m: tuple[float, float] = (0.0, 0.0)
     """Width and length of its shadow on the ground."""
 
@@ -110,6 +115,25 @@ def draw_layout(rng: Generator, *, height: int, width: int) -> Layout:
         _fill_side(rng, layout, sign)
     _fill_road(rng, layout)
     return layout
+
+
+def step_closer(rng: Generator, layout: Layout) -> None:
+    """Zoom in on somebody, who is put on the street if nobody is there."""
+    people = [thing for thing in layout.things if thing.category == "person"]
+    if not people:
+        z = float(rng.uniform(5, 10))
+        aside = float(rng.uniform(-1, 1)) * layout.street.half_width_m
+        _add_person(rng, layout, float(layout.street.center(z)) + aside, z)
+        people = layout.things[-1:]
+    pose, camera = people[int(rng.integers(len(people)))].pose, layout.camera
+    dx, distance = pose.x_m - camera.x_m, float(np.hypot(pose.x_m - camera.x_m, pose.z_m))
+    tall = float(rng.uniform(0.4, 0.75)) * min(camera.height, camera.width)
+    layout.camera = replace(
+        camera,
+        focal_px=max(camera.focal_px, tall * distance / _PERSON_M),
+        yaw_rad=float(np.arctan2(dx, pose.z_m) + rng.uniform(-0.5, 0.5) * _PERSON_M / distance),
+        pitch_rad=float(np.arctan2(camera.y_m - 0.5 * _PERSON_M, distance) + rng.uniform(-0.1, 0.1) / distance),
+    )
 
 
 def _facing(camera: Camera, x: float, z: float) -> Pose:
@@ -244,12 +268,12 @@ def _fill_road(rng: Generator, layout: Layout) -> None:
             )
 
 
-def _thing(rng: Generator, category: str, color: str, pose: Pose, shape: Callable[..., None], *paints: RGB,
+def _thing(rng: Generator, category: str, color: str, pose: Pose, shape: Callable[..., Any], *paints: RGB,
            shadow_m: tuple[float, float] = (0.0, 0.0), **settings: float) -> Placed:  # fmt: skip
     child = rng.spawn(1)[0]
 
-    def draw(canvas: Canvas, surface: int) -> None:
-        shape(canvas, child, pose, *paints, surface, **settings)
+    def draw(canvas: Canvas, surface: int) -> Float[np.ndarray, "points 3"] | None:
+        return shape(canvas, child, pose, *paints, surface, **settings)
 
     return Placed(category=category, color=color, pose=pose, draw=draw, shadow_m=shadow_m)
 

@@ -9,6 +9,17 @@ from numpy.random import Generator
 
 from datagen.pocket.canvas import Canvas
 from datagen.pocket.materials import RGB, Material
+from decoders.labels import Skeleton
+
+PERSON = Skeleton(
+    class_name="person",
+    points=(
+        "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+        "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+    ),
+    bones=((1, 2), (1, 3), (3, 5), (2, 4), (4, 6), (1, 7), (2, 8), (7, 8), (7, 9), (9, 11), (8, 10), (10, 12)),
+)  # fmt: skip
+"""People look at the camera: their left is on the right of the picture."""
 
 GLASS: RGB = (0.16, 0.2, 0.25)
 TYRE = Material(color=(0.05, 0.05, 0.055))
@@ -160,8 +171,11 @@ def bus(canvas: Canvas, rng: Generator, pose: Pose, color: RGB, surface: int) ->
 
 def person(
     canvas: Canvas, rng: Generator, pose: Pose, top: RGB, legs: RGB, surface: int, *, seat_m: float = 0.0
-) -> None:
-    """A standing or walking figure turned to the camera; `seat_m` lifts a rider onto a bicycle."""
+) -> Float[np.ndarray, "points 3"]:
+    """A standing or walking figure turned to the camera; `seat_m` lifts a rider onto a bicycle.
+
+    Returns the points of `PERSON` in the world.
+    """
     height = float(rng.choice([1.2, 1.6, 1.7, 1.8])) if seat_m == 0 else 1.65
     skin = Material(color=tuple(np.clip(np.array([0.82, 0.62, 0.5]) * rng.uniform(0.4, 1.1), 0, 1)))
     shirt, cloth = Material(color=top, texture="noise", scale=0.6, strength=0.1), Material(color=legs)
@@ -170,11 +184,12 @@ def person(
         hip, neck = 0.95, 0.95 + 0.36 * height
     stride, girth = float(rng.uniform(0.02, 0.22)), float(rng.uniform(0.2, 0.27))
     figures: list[tuple[list[tuple[float, float]], Material]] = []
+    foot, ankle = 0.35 if seat_m else 0.0, stride
     if rng.random() < 0.25 and not seat_m:  # a skirt or a long coat
+        ankle = 0.05
         figures.append(([(-0.3, 0.25), (0.3, 0.25), (girth, hip + 0.1), (-girth, hip + 0.1)], cloth))
         figures.append(([(-0.1, 0.0), (0.1, 0.0), (0.1, 0.3), (-0.1, 0.3)], skin))
     else:
-        foot = 0.35 if seat_m else 0.0
         for side in (-1, 1):
             leg = [
                 (side * stride - 0.08, foot),
@@ -202,6 +217,14 @@ def person(
     canvas.polygon(
         pose.place(hair), Material(color=tuple(np.array([0.25, 0.16, 0.1]) * rng.uniform(0.2, 2.2))), surface
     )
+    joints: list[tuple[float, float]] = []
+    pairs = (
+        ((girth - 0.04, neck - 0.05), (girth + 0.5 * reach - 0.02, 0.5 * (neck + hip)), (girth + reach, hip + 0.03)),
+        ((0.11, hip), (0.5 * (0.11 + ankle), 0.5 * (hip + foot)), (ankle, foot + 0.05)),
+    )
+    for limb in pairs:  # from the body outwards, left before right
+        joints += [(side * x, y) for x, y in limb for side in (1, -1)]
+    return pose.place(np.array([(x, y, -0.07) for x, y in ((0.0, neck + 0.13), *joints)]))
 
 
 def bicycle(canvas: Canvas, rng: Generator, pose: Pose, color: RGB, surface: int) -> None:

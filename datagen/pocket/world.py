@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, Num, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, Num, UInt8
 
 from datagen.pocket.atmosphere import (
     Domain,
@@ -22,8 +22,8 @@ from datagen.pocket.camera import Camera
 from datagen.pocket.canvas import Canvas
 from datagen.pocket.captions import Captions, describe
 from datagen.pocket.ground import ROAD, SIDEWALK, SKY, TERRAIN, draw_ground
-from datagen.pocket.layout import Layout, draw_layout
-from datagen.pocket.objects import shadow
+from datagen.pocket.layout import Layout, draw_layout, step_closer
+from datagen.pocket.objects import PERSON, shadow
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map, surface_normals
 
@@ -45,6 +45,7 @@ TAXONOMY = Taxonomy(
         (70, 130, 180), (128, 64, 128), (244, 35, 232), (152, 251, 152), (70, 70, 70), (107, 142, 35),
         (190, 190, 190), (220, 220, 0), (0, 0, 200), (0, 90, 100), (119, 11, 32), (220, 20, 60),
     ),
+    skeleton=PERSON,
 )  # fmt: skip
 
 SEEDS: Mapping[str, range] = MappingProxyType(
@@ -105,18 +106,28 @@ class Scene:
 
 
 def render_scene(
-    seed: int, *, domain: Domain | None = None, held_out: bool = False, height: int = SIZE, width: int = SIZE
+    seed: int,
+    *,
+    domain: Domain | None = None,
+    held_out: bool = False,
+    close_up: bool = False,
+    height: int = SIZE,
+    width: int = SIZE,
 ) -> Scene:
     """Draw the scene of a seed. The same seed stands for the same street in every domain.
 
     Args:
         domain: look, weather and time; drawn from the seed when left out.
         held_out: whether a drawn domain may be the look or weather that the model never saw.
+        close_up: the same street through a longer lens, with somebody large in the picture.
     """
     chosen = draw_domain(np.random.default_rng([seed, 0]), held_out=held_out) if domain is None else domain
     layout = draw_layout(np.random.default_rng([seed, 1]), height=OVERSAMPLING * height, width=OVERSAMPLING * width)
+    if close_up:
+        step_closer(np.random.default_rng([seed, 4]), layout)
     rng = np.random.default_rng([seed, 2])
-    canvas, view_m = _draw(layout, chosen, rng), draw_view_m(chosen, rng)
+    canvas, keypoints = _draw(layout, chosen, rng)
+    view_m = draw_view_m(chosen, rng)
     light = add_precipitation(add_air(canvas, chosen, view_m), chosen, rng)
     small = cv2.resize(light, (width, height), interpolation=cv2.INTER_AREA)
     image = develop(small.astype(np.float32), chosen, rng)
@@ -145,14 +156,18 @@ def render_scene(
         semantic=semantic,
         depth=depth,
         normals=_camera_view(normals, layout.camera),
-        instances=_instances(surface, countable, categories),
+        instances=_instances(surface, countable, categories, keypoints),
         visible=visible,
         captions=describe(np.random.default_rng([seed, 3]), chosen, visible, objects),
     )
 
 
-def _draw(layout: Layout, domain: Domain, rng: np.random.Generator) -> Canvas:
+def _draw(
+    layout: Layout, domain: Domain, rng: np.random.Generator
+) -> tuple[Canvas, dict[int, Float[np.ndarray, "points 2"]]]:
+    """The picture, and where the keypoints of some surfaces lie in it (x, y), be they seen or not."""
     canvas = Canvas(layout.camera, light_of(domain, rng), textured=domain.look != "game")
+    keypoints: dict[int, Float[np.ndarray, "points 2"]] = {}
     snow = float(rng.uniform(0.75, 1.0)) if domain.weather == "snow" else 0.0
     draw_ground(canvas, layout.street, layout.lamps, wet=domain.weather == "rain", snow=snow)
     paint_sky(canvas, domain, rng)
@@ -167,8 +182,10 @@ def _draw(layout: Layout, domain: Domain, rng: np.random.Generator) -> Canvas:
         key=lambda index: (layout.things[index].category == "bicycle", layout.things[index].pose.z_m),
     )
     for index in order:
-        layout.things[index].draw(canvas, TERRAIN + 1 + index)
-    return canvas
+        points = layout.things[index].draw(canvas, TERRAIN + 1 + index)
+        if points is not None:
+            keypoints[TERRAIN + 1 + index] = layout.camera.project_points(points)
+    return canvas, keypoints
 
 
 def _shrink(
@@ -209,12 +226,33 @@ def _blocks(plane: Num[np.ndarray, "tall wide"]) -> Num[np.ndarray, "height widt
 
 
 def _instances(
-    surface: Int16[np.ndarray, "height width"], numbers: list[int], categories: UInt8[np.ndarray, " surfaces"]
+    surface: Int16[np.ndarray, "height width"],
+    numbers: list[int],
+    categories: UInt8[np.ndarray, " surfaces"],
+    keypoints: Mapping[int, Float[np.ndarray, "points 2"]],
 ) -> InstanceSet:
     count = len(numbers)
+    points = np.zeros((count, len(PERSON.points), 3), np.float32)
+    for index, number in enumerate(numbers):
+        if number in keypoints:
+            points[index] = _visibility(keypoints[number] / OVERSAMPLING - 0.5, surface == number)
     return InstanceSet(
         masks=surface[None] == np.array(numbers, np.int16).reshape(count, 1, 1),
         category_ids=categories[numbers].astype(np.int64),
         scores=np.ones(count, np.float32),
         is_crowd=np.zeros(count, np.bool_),
+        keypoints_px=points,
     )
+
+
+def _visibility(
+    places: Float[np.ndarray, "points 2"], mask: Bool[np.ndarray, "height width"]
+) -> Float32[np.ndarray, "points 3"]:
+    """Places (x, y) with COCO's visibility: 2 on the object's own pixels or beside one, 1 elsewhere in the picture."""
+    points = np.zeros((len(places), 3), np.float32)
+    height, width = mask.shape
+    grown = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    for point, (x, y) in zip(points, places, strict=True):
+        if -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5:  # false for NaN
+            point[:] = x, y, 2 if grown[round(y), round(x)] else 1
+    return points

@@ -63,6 +63,8 @@ class Task(nn.Module, ABC, Generic[OutputT]):
 
     learns_from: ClassVar[str] = ""
     """Name of the label that it is learned from and scored against; the task's own name when empty."""
+    adds_to: ClassVar[str] = ""
+    """Name of a task whose objects this one completes where both are read; its own label is then left out."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         super().__init__()
@@ -98,6 +100,11 @@ class Task(nn.Module, ABC, Generic[OutputT]):
     @abstractmethod
     def read(self, output: OutputT, size: Size) -> list[Label]:
         """One label per picture of the batch, at `size`."""
+
+    def complete(self, output: OutputT, objects: Label) -> Label:
+        """The label of the task that `adds_to` names, for one picture and at its size, with what this task knows."""
+        del output
+        return objects
 
     @abstractmethod
     def score(self) -> Score:

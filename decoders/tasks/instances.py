@@ -20,7 +20,7 @@ from decoders.calibration import fit_sigmoid
 from decoders.decoder import Trunk, TrunkFeatures, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
-from decoders.resizing import Size
+from decoders.resizing import Size, coarsening
 from decoders.tasks import Score, Task
 
 _UNKNOWN = 255
@@ -198,7 +198,7 @@ class Instances(Task[Objects]):
 
     def loss(self, output: Objects, target: UInt8[Tensor, "batch 2 height width"]) -> Float[Tensor, ""]:
         """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers."""
-        factor = _shrink(output.fine.shape[-2:])
+        factor = coarsening(output.fine.shape[-2:], _MASK_SIDE)
         fine = functional.avg_pool2d(output.fine, factor)
         target = target[:, :, factor // 2 :: factor, factor // 2 :: factor][:, :, : fine.shape[2], : fine.shape[3]]
         losses: list[Tensor] = []
@@ -335,14 +335,6 @@ def _matching_cost(
     probability = logits.sigmoid()
     dice = 1 - (2 * probability @ masks.T + 1) / (probability.sum(1, keepdim=True) + masks.sum(1)[None] + 1)
     return -2 * classes.softmax(1)[:, kinds] + 5 * entropy + 5 * dice
-
-
-def _shrink(size: tuple[int, ...]) -> int:
-    """By which power of two masks are shrunk before they are compared."""
-    factor = 1
-    while min(size) >= 2 * factor * _MASK_SIDE:
-        factor *= 2
-    return factor
 
 
 def _sine_positions(grid: Float[Tensor, "batch width height_ width_"]) -> Float[Tensor, "1 width height_ width_"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datagen.records import Recipe, Sample
-from decoders.labels import InstanceSet, Label, Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, Label, Skeleton, Taxonomy, metric_depth, semantic_map
 
 TAXONOMY = Taxonomy(
     names=("sky", "car", "traffic sign", "background"),
@@ -14,6 +14,7 @@ TAXONOMY = Taxonomy(
     colors=((70, 130, 180), (0, 0, 142), (220, 220, 0), (0, 0, 0)),
     category_ids=(11, 3, 7, 12),
     phrases=("sky", "a car", "a traffic sign", "background"),
+    skeleton=Skeleton(class_name="car", points=("left_light", "right_light"), bones=((0, 1),)),
 )
 
 
@@ -37,8 +38,10 @@ def labels(seed: int = 0, height: int = 20, width: int = 33) -> dict[str, Label]
 
 
 def objects(height: int = 20, width: int = 33) -> InstanceSet:
-    """A ring, two parts, one pixel, an empty mask and a crowd."""
+    """A ring with two points, two parts, one pixel, an empty mask and a crowd."""
     masks = np.zeros((5, height, width), bool)
+    points = np.zeros((5, 2, 3), np.float32)
+    points[0] = [(2.25, 9.5, 2), (11, 9.5, 1)]
     masks[0, 1:11, 2:12] = True
     masks[0, 4:7, 5:8] = False
     masks[1, 12:15, 1:4] = masks[1, 16:19, 20:30] = True
@@ -49,6 +52,7 @@ def objects(height: int = 20, width: int = 33) -> InstanceSet:
         category_ids=np.array([2, 3, 3, 2, 2], np.int64),
         scores=np.array([0.9, 0.5, 1, 1, 1], np.float32),
         is_crowd=np.array([False, False, False, False, True]),
+        keypoints_px=points,
     )
 
 

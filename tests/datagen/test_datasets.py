@@ -19,7 +19,7 @@ from datagen.palette import palette
 from datagen.plugins import choose_part
 from decoders.errors import UserError
 from decoders.files import write_atomic
-from decoders.labels import DenseMap, InstanceSet
+from decoders.labels import DenseMap, InstanceSet, Skeleton
 from tests.datagen.made_up import TAXONOMY, image, labels, objects
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
@@ -259,6 +259,9 @@ def _coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
     return root
 
 
+DOG = {"id": 3, "name": "dog", "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}
+
+
 class TestCoco:
     def test_smaller_objects_lie_on_top_and_crowds_are_void(self, tmp_path: Path):
         small, crowd = np.zeros((6, 10), bool), np.zeros((6, 10), bool)
@@ -322,6 +325,45 @@ class TestCoco:
         root = _coco(tmp_path, [_annotation(1, 3, segmentation)])
         with pytest.raises(UserError, match=text):
             Coco(root=root)[0]
+
+    def test_keypoints_are_those_of_the_category(self, tmp_path: Path):
+        points = [1.5, 2, 2, 0, 0, 0, 9, 5, 1]
+        root = _coco(
+            tmp_path,
+            [
+                _annotation(1, 3, RING, keypoints=points, num_keypoints=2),
+                _annotation(2, 40, RING),
+                _annotation(3, 3, RING),
+            ],
+            categories=[DOG, {"id": 40, "name": "cat"}],
+        )
+        dataset = Coco(root=root)
+        assert dataset.taxonomy.skeleton == Skeleton(
+            class_name="dog", points=("nose", "left_ear", "right_ear"), bones=((0, 1), (0, 2))
+        )
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.keypoints_px is not None
+        assert found.keypoints_px.reshape(3, 9).tolist() == [points, [0] * 9, [0] * 9]
+
+    @pytest.mark.parametrize(
+        ("points", "text"),
+        [
+            ([1, 2, 2], "annotation 1 has 3 numbers in `keypoints`, expected 3 for each of the 3 points"),
+            ([1, 2, 2, 10, 3, 1, 0, 0, 0], "annotation 1 has keypoint 2 at x 10, y 3, outside its picture of 10 x 6"),
+            ([1, 2, 3, 0, 0, 0, 0, 0, 0], "annotation 1 has a keypoint of visibility 3, expected 0"),
+        ],
+    )
+    def test_malformed_keypoints_are_named(self, tmp_path: Path, points: list[float], text: str):
+        root = _coco(tmp_path, [_annotation(1, 3, RING, keypoints=points)], categories=[DOG])
+        with pytest.raises(UserError, match=f"instances.json: {text}"):
+            Coco(root=root)[0]
+
+    def test_skeletons_of_two_classes_are_refused(self, tmp_path: Path):
+        with pytest.raises(UserError, match=r"categories \['dog', 'cat'\] all have keypoints"):
+            Coco(root=_coco(tmp_path, [], categories=[DOG, DOG | {"id": 40, "name": "cat"}]))
+        with pytest.raises(UserError, match=r"instances.json: bones \[\(0, 3\)\] of a skeleton"):
+            Coco(root=_coco(tmp_path / "b", [], categories=[DOG | {"skeleton": [[1, 4]]}]))
 
     def test_contradictions_in_the_json_are_told(self, tmp_path: Path):
         for annotations, more, text in (

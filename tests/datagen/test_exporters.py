@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def test_the_tables_say_how_to_read_the_maps(tmp_path: Path):
         "color": [0, 0, 142],
         "phrase": "a car",
         "semantic_id": 2,
+        "keypoints": ["left_light", "right_light"],
+        "skeleton": [[1, 2]],
+        "sigmas": [0.07, 0.07],
     }
     assert data["categories"] == _read(tmp_path, "stuff")["categories"]
     assert [row["supercategory"] for row in data["categories"]] == ["stuff", "thing", "thing", "stuff"]
@@ -235,6 +239,21 @@ def test_keypoints_are_kept(tmp_path: Path):
     (entry,) = _read(tmp_path)["annotations"]
     assert entry["keypoints"] == [1, 2, 2, 0, 0, 0]
     assert entry["num_keypoints"] == 1
+    assert validate(tmp_path).sound
+
+
+def test_only_the_class_with_a_skeleton_gets_keypoints(tmp_path: Path):
+    things = replace(objects(), category_ids=np.array([3, 2, 2, 2, 2], np.int64))
+    Coco().export([Entry("a", image(), {"instances": things}, {})], TAXONOMY, tmp_path, {})
+    found = [(entry["category_id"], entry.get("num_keypoints")) for entry in _read(tmp_path)["annotations"]]
+    assert found == [(7, None), (3, 0), (3, 0), (3, 0)]
+
+
+def test_keypoints_that_the_taxonomy_does_not_know_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="objects of instances have 2 keypoints, the taxonomy's skeleton 0"):
+        Coco().export(
+            [Entry("a", image(), {"instances": objects()}, {})], replace(TAXONOMY, skeleton=None), tmp_path, {}
+        )
 
 
 @pytest.fixture(scope="module")

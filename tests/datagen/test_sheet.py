@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_objects_are_drawn_where_there_is_no_map_of_classes():
     black = np.zeros((20, 33, 3), np.uint8)
     sheet = draw_sheet([Entry("a", black, {"instances": objects()}, {})], TAXONOMY)
     assert sheet.shape[1] > 33 + 2 * CELL_HEIGHT
+
+
+def test_keypoints_are_drawn_over_the_classes():
+    things, maps = objects(), labels()
+    bare = replace(things, keypoints_px=None)
+    sheets = [draw_sheet([Entry("a", image(), {**maps, "instances": found}, {})], TAXONOMY) for found in (things, bare)]
+    yellow = [int((sheet == (255, 255, 0)).all(axis=2).sum()) for sheet in sheets]
+    assert yellow[0] > 100 > yellow[1]
 
 
 def test_long_captions_and_many_classes_wrap():

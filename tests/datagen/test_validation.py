@@ -71,6 +71,9 @@ def _set(index: int, key: str, value: Any, table: str = "annotations") -> Callab
     [
         (_set(0, "id", 0), "annotation id 0 is below 1"),
         (_set(0, "id", 2), "annotation id 2 occurs 2 times"),
+        (_set(0, "num_keypoints", 1), "has num_keypoints 1, but gives 2"),
+        (_set(0, "keypoints", [1, 1, 2]), "has 3 numbers in `keypoints`, expected 3 for each of the 2 points"),
+        (_set(0, "keypoints", [1, 1, 2, 33, 1, 2]), "has keypoint 2 at x 33, y 1, outside its picture of 33 x 20"),
         (_set(0, "image_id", 9), "belongs to image id 9, which is not in `images`"),
         (_set(0, "category_id", 99), "has category id 99, which is not in `categories`"),
         (_set(0, "area", 100), "has area 100.0, but its mask covers 91 pixels"),

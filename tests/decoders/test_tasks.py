@@ -100,7 +100,7 @@ def test_truth_scored_against_itself_is_perfect(name: str):
 @pytest.mark.parametrize("name", task_names())
 def test_a_label_of_another_kind_is_refused(name: str):
     labels = toy_pictures(1)[0].labels
-    other = labels["semantic" if name == "instances" else "instances"]
+    other = labels["semantic" if _source(name) == "instances" else "instances"]
     with pytest.raises(UserError, match=f"the {name} label is no (map|set)"):
         _task(name).target(other)
 

@@ -1,14 +1,25 @@
 """Small pictures with exact truth: a striped ground, a dotted disc, a plain sky; depth falls towards the lower edge."""
 
-import numpy as np
-from jaxtyping import Bool
+from dataclasses import replace
 
-from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, metric_depth, semantic_map, surface_normals
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from decoders.labels import (
+    AnnotatedImage,
+    InstanceSet,
+    Skeleton,
+    Taxonomy,
+    metric_depth,
+    semantic_map,
+    surface_normals,
+)
 
 TAXONOMY = Taxonomy(
     names=("sky", "ground", "ball"),
     is_thing=(False, False, True),
     colors=((0, 0, 255), (0, 255, 0), (255, 0, 0)),
+    skeleton=Skeleton(class_name="ball", points=("centre", "left_end", "right_end"), bones=((1, 2),)),
 )
 
 
@@ -33,10 +44,16 @@ def toy_picture(seed: int, height: int = 48, width: int = 64) -> AnnotatedImage:
         labels={
             "semantic": semantic_map(ids),
             "depth": metric_depth(meters),
-            "instances": truth_of(ball),
+            "instances": replace(truth_of(ball), keypoints_px=_points(center, radius, width)),
             "normals": surface_normals(facing.astype(np.float32)),
         },
     )
+
+
+def _points(center: tuple[float, float], radius: float, width: int) -> Float32[np.ndarray, "1 3 3"]:
+    """Centre and both ends of the horizontal diameter, where they lie in the picture."""
+    places = [(center[1] + shift, center[0]) for shift in (0.0, -radius, radius)]
+    return np.array([[(x, y, 2) if 0 <= x <= width - 1 else (0, 0, 0) for x, y in places]], np.float32)
 
 
 def truth_of(*masks: Bool[np.ndarray, "height width"]) -> InstanceSet:

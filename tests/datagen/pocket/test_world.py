@@ -10,6 +10,7 @@ from datagen.pocket import world
 from datagen.pocket.atmosphere import HELD_OUT_LOOK, HELD_OUT_WEATHER, LOOKS, TIMES, WEATHERS, Domain
 from datagen.pocket.captions import count_phrase
 from datagen.pocket.layout import draw_layout
+from datagen.pocket.objects import PERSON
 from decoders.errors import UserError
 from decoders.labels import DenseMap, InstanceSet
 
@@ -83,6 +84,31 @@ def test_held_out_domains_come_only_when_asked_for() -> None:
     assert {domain.weather for domain in drawn} == set(WEATHERS) - {HELD_OUT_WEATHER}
     asked = [world.draw_domain(np.random.default_rng(seed), held_out=True) for seed in range(300)]
     assert {domain.look for domain in asked} == set(LOOKS)
+
+
+@pytest.mark.parametrize("close_up", [False, True])
+def test_keypoints_of_people_lie_on_them(close_up: bool) -> None:
+    seen = hidden = tall = 0
+    for seed in range(40):
+        objects = world.render_scene(1_000_000 + seed, close_up=close_up).instances
+        assert objects.keypoints_px is not None
+        for mask, kind, points in zip(objects.masks, objects.category_ids, objects.keypoints_px, strict=True):
+            if world.TAXONOMY.names[kind - 1] != "person":
+                assert not points.any()
+                continue
+            rows = np.flatnonzero(mask.any(axis=1))
+            tall += rows[-1] - rows[0] >= 32
+            grown = ndimage.binary_dilation(mask, np.ones((3, 3)))
+            for x, y, visibility in points.tolist():
+                if visibility:
+                    assert grown[round(y), round(x)] == (visibility == 2)
+                    seen, hidden = seen + (visibility == 2), hidden + (visibility == 1)
+            left, right = points[PERSON.points.index("left_shoulder")], points[PERSON.points.index("right_shoulder")]
+            if left[2] and right[2]:
+                assert left[0] > right[0]  # people look at the camera
+    assert seen > 5 * hidden > 0
+    if close_up:
+        assert tall >= 30
 
 
 def test_splits_never_overlap() -> None:
