@@ -131,12 +131,43 @@ def fit(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="READER", help="Reader folder; the plan's own when left out.")
     ] = None,
+    probe: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Read the model as a finished `datagen probe` found best.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Fit a reader on a few annotated pictures, and measure it if the plan names a validation set."""
     from datagen.fitting import fit_from_plan
 
-    _out.print(str(fit_from_plan(plan, to=to, overrides=settings or [])), markup=False)
+    _out.print(str(fit_from_plan(plan, to=to, overrides=settings or [], probe=probe)), markup=False)
+
+
+@app.command(
+    cls=_WithSettings,
+    epilog="Example: datagen probe configs/camvid_reader.yaml --to probes/camvid --set fit.updates=200",
+)
+def probe(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="A plan of `fit`.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="For the table and the plot.")],
+    pictures: Annotated[int, typer.Option(min=2, help="Pictures that the ranking looks at; fits see all.")] = 24,
+    timesteps: Annotated[str, typer.Option(metavar="T,...", help="Timesteps, tried alone and in pairs.")] = "",
+    noises: Annotated[str, typer.Option(metavar="N,...", help="Numbers of noises to average.")] = "",
+    fits: Annotated[int, typer.Option(min=1, help="Decoders to fit, for the best settings.")] = 3,
+    settings: Settings = None,
+) -> None:
+    """Find out on your own pictures what of the model to read: layers, timesteps, attention. `fit --probe` uses it."""
+    from datagen.probing import probe_from_plan
+
+    found = probe_from_plan(
+        plan,
+        to,
+        settings or [],
+        pictures=pictures,
+        timesteps=_numbers("--timesteps", timesteps),
+        noises=_numbers("--noises", noises),
+        fits=fits,
+    )
+    _out.print(str(found), markup=False)
 
 
 @app.command(
@@ -291,6 +322,13 @@ def train(
         threads=threads,
         updates=_counts(updates),
     )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not all(entry.isdecimal() for entry in entries):
+        raise UserError(f"{option} {text!r} is no list of whole numbers, as in {option} 20,50,100")
+    return [int(entry) for entry in entries]
 
 
 def _counts(text: str) -> dict[str, int]:

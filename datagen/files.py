@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from decoders.errors import UserError
@@ -20,6 +20,8 @@ PNG_LEVEL = 3
 """zlib level: a third of level 6's time for about 5 % more bytes."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """What counts as a picture when a folder is listed, in lower case."""
+LABEL_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+"""What counts as a file of labels or depths."""
 _LOSSLESS = ("PNG", "TIFF", "BMP")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, or only half of one."""
@@ -117,6 +119,37 @@ def read_label_png(path: Path) -> UInt8[np.ndarray, "height width"] | UInt16[np.
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise UserError(f"label file {path} holds ids {values.min()}..{values.max()}, expected 0..65535; renumber them")
     return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.uint16)
+
+
+def read_label_file(path: Path, *, floats: bool = False) -> Shaped[np.ndarray, "height width"]:
+    """Label ids of a picture file (`read_label_png`) or of an NPY array.
+
+    Args:
+        floats: the array may hold any real numbers, such as metres; those of a picture file stay whole.
+
+    Raises:
+        UserError: as `read_label_png`; an array of another shape or type, or of Python objects.
+    """
+    if path.suffix.lower() != ".npy":
+        return read_label_png(path)
+    try:
+        array = np.load(path, allow_pickle=False)  # pickles run code
+    except FileNotFoundError:
+        raise UserError(f"label file not found: {path}; check the path") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"label file {path} cannot be read ({error}); it is damaged, no NPY file or a pickle: write it with "
+            "numpy.save as a plain array"
+        ) from error
+    whole = np.issubdtype(array.dtype, np.integer)
+    if array.ndim != 2 or not (whole or (floats and np.issubdtype(array.dtype, np.floating))):
+        raise UserError(
+            f"label file {path} holds an array of shape {array.shape} and type {array.dtype}, expected (height, width) "
+            f"of {'numbers' if floats else 'whole numbers'}; convert it"
+        )
+    if whole and (array.min(initial=0) < 0 or array.max(initial=0) > np.iinfo(np.uint16).max):
+        raise UserError(f"label file {path} holds ids {array.min()}..{array.max()}, expected 0..65535; renumber them")
+    return array.astype(np.uint16) if whole else array.astype(np.float32)
 
 
 def _grey_stretch(path: Path) -> int:

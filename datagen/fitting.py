@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
 from annotated_types import Ge
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
@@ -24,6 +24,7 @@ from decoders.manifest import MANIFEST_FILE
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 
 if TYPE_CHECKING:
+    import decoders.features
     import decoders.reader
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -59,13 +60,18 @@ def _with_options(values: Any) -> Any:
     return {name: {} for name in values} if isinstance(values, list) else values
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
 class PerceiverSettings(Settings):
     """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
 
-    timestep: Annotated[int, Ge(0)] = 50
+    timesteps: Annotated[tuple[Annotated[int, Ge(0)], ...], BeforeValidator(_as_list)] = (50,)
+    noises: Annotated[int, Ge(1)] = 1
     noise_seed: Annotated[int, Ge(0)] = 0
     layers: tuple[str, ...] = ("mid", "up")
-    attention: bool = True
+    attention: Literal["mean", "heads", "none"] = "mean"
     keep_loras: bool = False
     phrases: Mapping[str, str] = {}
     """What the text encoder is asked for, by class name; the name itself when left out."""
@@ -134,7 +140,12 @@ def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
 
 
 def fit_from_plan(
-    plan: Path, to: Path | None = None, overrides: Iterable[str] = (), console: Console | None = None
+    plan: Path,
+    to: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    probe: Path | None = None,
+    console: Console | None = None,
 ) -> FitSummary:
     """Fit a reader, save it, and measure it if the plan has a validation set; an equal one is kept and only measured.
 
@@ -142,16 +153,22 @@ def fit_from_plan(
         plan: YAML file.
         to: reader folder; the plan's own when None.
         overrides: as `key.sub=value`.
+        probe: folder of a finished `datagen probe`, whose best reading takes the place of the plan's.
         console: where progress is told; stderr when None.
 
     Raises:
         UserError: a mistake in the plan or the data, or the folder holds something else. Nothing is overwritten.
     """
     checked = load_fit_plan(plan, overrides)
+    if probe is not None:
+        from datagen.probing import chosen
+
+        perceiver = check(PerceiverSettings, checked.perceiver.model_dump(mode="json") | chosen(probe))
+        checked = checked.model_copy(update={"perceiver": perceiver})
     folder = to or checked.reader
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     data: AnnotatedImages = checked.data.build()
-    taxonomy = _with_phrases(data.taxonomy, checked.perceiver.phrases)
+    taxonomy = with_phrases(data.taxonomy, checked.perceiver.phrases)
     validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None
     _check_validation(data, validation)
     model = Model(checked.model.reference())
@@ -175,14 +192,12 @@ def _fit(
     plan: FitPlan, model: Model, data: AnnotatedImages, taxonomy: Taxonomy, folder: Path, console: Console
 ) -> "decoders.reader.Reader":
     from decoders.cache import FitProgress
-    from decoders.perceivers.unet import UnetPerceiver
     from decoders.reader import fit_reader
     from decoders.tasks import find_task
 
     for task in plan.tasks:
         find_task(task)
-    settings = plan.perceiver.model_dump(exclude={"phrases"})
-    perceiver = UnetPerceiver(model.checkpoint, phrases=taxonomy.phrases, **settings)
+    perceiver = perceiver_of(plan.perceiver, model, taxonomy)
     with meter("views", console=console) as seen, meter("fit", console=console) as fitted:
 
         def tell(progress: FitProgress) -> None:
@@ -208,6 +223,14 @@ def _fit(
     return reader
 
 
+def perceiver_of(settings: PerceiverSettings, model: Model, taxonomy: Taxonomy) -> "decoders.features.Perceiver":
+    """The perceiver that a plan's section describes; loads the model."""
+    from decoders.perceivers.unet import UnetPerceiver
+
+    choices = settings.model_dump(exclude={"phrases"})
+    return UnetPerceiver(model.checkpoint, phrases=taxonomy.phrases, **choices)
+
+
 def _forget_others(folder: Path, identity: Mapping[str, Any]) -> None:
     """Remove what an unfinished fit of another plan, or one torn by a crash, left behind."""
     begun = folder / _FIT_FILE
@@ -215,7 +238,12 @@ def _forget_others(folder: Path, identity: Mapping[str, Any]) -> None:
         (folder / _STATE_FILE).unlink(missing_ok=True)
 
 
-def _with_phrases(taxonomy: Taxonomy, phrases: Mapping[str, str]) -> Taxonomy:
+def with_phrases(taxonomy: Taxonomy, phrases: Mapping[str, str]) -> Taxonomy:
+    """The taxonomy with what to ask the text encoder for, by class name.
+
+    Raises:
+        UserError: a name is no class.
+    """
     for name in phrases:
         if name not in taxonomy.names:
             raise UserError(
@@ -238,11 +266,11 @@ def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, A
     sections = plan.model_dump(mode="json", include={"perceiver", "tasks", "decoder", "fit", "reading"})
     return sections | {
         "model": {"digest": model.digest, "dtype": plan.model.dtype},
-        "data": {"classes": list(data.taxonomy.names), "pictures": len(data), "digest": _data_digest(data)},
+        "data": {"classes": list(data.taxonomy.names), "pictures": len(data), "digest": data_digest(data)},
     }
 
 
-def _data_digest(data: AnnotatedImages) -> str:
+def data_digest(data: AnnotatedImages) -> str:
     """A data set's own `digest`, or one over all its pictures and labels."""
     own = getattr(data, "digest", None)
     if own is not None:

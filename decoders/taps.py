@@ -22,16 +22,22 @@ class Recording:
     activations: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Output of each tapped layer, as the model computed it."""
     attention: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """float32 [batch, classes, rows, columns] of each tapped transformer: the mean over its heads and layers."""
+    """float32 [batch, maps, rows, columns] of each tapped transformer, in the mean over its layers: a map of each
+    class, or all classes of the first head, then of the second ..."""
 
 
 @contextmanager
 def tap(
-    unet: nn.Module, *, layers: Sequence[str] = (), transformers: Sequence[str] = (), classes: int = 0
+    unet: nn.Module,
+    *,
+    layers: Sequence[str] = (),
+    transformers: Sequence[str] = (),
+    classes: int = 0,
+    by_head: bool = False,
 ) -> Generator[Recording]:
     """Record the outputs of `layers` and the class attention of `transformers` (paths of `Transformer2DModel`s).
 
-    The last `classes` tokens of the context are taken to stand for the classes.
+    The last `classes` tokens of the context are taken to stand for the classes; heads are averaged unless `by_head`.
     """
     recording = Recording()
     with ExitStack() as stack:
@@ -39,14 +45,21 @@ def tap(
             hook = _Keep(recording.activations, path)
             stack.callback(unet.get_submodule(path).register_forward_hook(hook).remove)
         for path in transformers:
-            _tap_transformer(stack, unet.get_submodule(path), _ClassAttention(recording.attention, path, classes))
+            _tap_transformer(
+                stack, unet.get_submodule(path), _ClassAttention(recording.attention, path, classes, by_head=by_head)
+            )
         yield recording
 
 
 def class_attention(
-    query: Float[Tensor, "batch cells inner"], key: Float[Tensor, "batch tokens inner"], *, heads: int, classes: int
-) -> Float32[Tensor, "batch cells {classes}"]:
-    """softmax(QK^T / sqrt(d)) over all tokens, of the last `classes` tokens only, mean over heads.
+    query: Float[Tensor, "batch cells inner"],
+    key: Float[Tensor, "batch tokens inner"],
+    *,
+    heads: int,
+    classes: int,
+    by_head: bool = False,
+) -> Float32[Tensor, "batch cells maps"]:
+    """softmax(QK^T / sqrt(d)) over all tokens, of the last `classes` tokens only: mean over heads, or head by head.
 
     One picture at a time and in float32: a map of all heads is the largest tensor of the pass, and the scores of
     SD 2.x leave the range of float16.
@@ -55,7 +68,8 @@ def class_attention(
     for cells, tokens in zip(query, key, strict=True):
         q, k = (x.float().unflatten(-1, (heads, -1)).transpose(0, 1) for x in (cells, tokens))
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
-        maps.append(scores.softmax(-1)[..., tokens.shape[0] - classes :].mean(0))
+        found = scores.softmax(-1)[..., tokens.shape[0] - classes :]
+        maps.append(found.transpose(0, 1).flatten(1) if by_head else found.mean(0))
     return torch.stack(maps)
 
 
@@ -72,14 +86,14 @@ class _Keep:
 class _ClassAttention:
     """Forward hooks of one transformer: add up its layers' maps, keeping one layer's queries and keys at a time."""
 
-    def __init__(self, store: dict[str, Tensor], path: str, classes: int) -> None:
-        self.store, self.path, self.classes = store, path, classes
+    def __init__(self, store: dict[str, Tensor], path: str, classes: int, *, by_head: bool) -> None:
+        self.store, self.path, self.classes, self.by_head = store, path, classes, by_head
         self.projected: dict[str, Tensor] = {}
         self.maps: list[Tensor] = []
 
     def layer_done(self, layer: Any, _inputs: tuple[Any, ...], _output: Any) -> None:
         query, key = self.projected.pop("query"), self.projected.pop("key")
-        found = class_attention(query, key, heads=layer.heads, classes=self.classes)
+        found = class_attention(query, key, heads=layer.heads, classes=self.classes, by_head=self.by_head)
         self.maps = [self.maps[0] + found] if self.maps else [found]
 
     def transformer_done(self, transformer: Any, _inputs: tuple[Any, ...], output: Any) -> None:

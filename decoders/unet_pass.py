@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32
@@ -12,6 +12,7 @@ from decoders.errors import UserError
 from decoders.phrases import ReadingContext
 from decoders.taps import cross_attention_layers, tap
 
+AttentionReduction = Literal["mean", "heads", "none"]
 _GROUPS = ("down", "mid", "up")
 
 
@@ -23,12 +24,16 @@ def read_unet(
     timestep: int,
     layers: Sequence[str],
     classes: int,
+    reduction: AttentionReduction = "mean",
     image_size: tuple[int, int],
 ) -> tuple[tuple[Float32[Tensor, "batch _ _ _"], ...], tuple[Float32[Tensor, "batch _ _ _"], ...]]:
-    """Levels and attention, coarse -> fine: tensors of one grid are joined (features) or averaged (attention).
+    """Levels and attention, coarse -> fine: features of one grid are joined, attention is averaged.
 
     The last `classes` tokens of the context get a map each, from every cross-attention of the blocks in which a layer
     is read; 1.0 is what an even spread over all tokens would give. `image_size` is height and width of the picture.
+
+    Args:
+        reduction: "heads" keeps the maps of every head of every block, joined like features.
     """
     layers = expand_layers(unet, layers)
     transformers = _transformers_near(unet, layers) if classes else ()
@@ -42,7 +47,8 @@ def read_unet(
             "time_ids": latents.new_tensor([[*image_size, 0, 0, *image_size]]).expand(batch, -1),
         }
     )
-    with tap(unet, layers=layers, transformers=transformers, classes=classes) as recording:
+    by_head = reduction == "heads"
+    with tap(unet, layers=layers, transformers=transformers, classes=classes, by_head=by_head) as recording:
         unet(
             latents,
             torch.tensor(timestep, device=latents.device),
@@ -55,10 +61,14 @@ def read_unet(
     levels = tuple(torch.cat(tensors, dim=1).float() for tensors in features.values())
     even = context.tokens.shape[1]
     attention = tuple(
-        torch.stack(maps[grid]).mean(0) * even if grid in maps else level.new_zeros(batch, 0, *grid)
+        _reduce(maps[grid], by_head=by_head) * even if grid in maps else level.new_zeros(batch, 0, *grid)
         for grid, level in zip(features, levels, strict=True)
     )
     return levels, attention
+
+
+def _reduce(maps: list[Tensor], *, by_head: bool) -> Tensor:
+    return torch.cat(maps, dim=1) if by_head else torch.stack(maps).mean(0)
 
 
 def _by_grid(tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], list[Tensor]]:

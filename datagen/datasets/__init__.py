@@ -6,7 +6,7 @@ Settings are keyword-only arguments. A constructor lists the files and checks wh
 import difflib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -83,7 +83,9 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def list_images(folder: Path, *, what: str, ending: str = "") -> dict[str, Path]:
+def list_images(
+    folder: Path, *, what: str, ending: str = "", suffixes: Container[str] = IMAGE_SUFFIXES
+) -> dict[str, Path]:
     """Picture files of a folder and its subfolders by normal name, sorted; the stem less `ending` is the name.
 
     Raises:
@@ -94,7 +96,7 @@ def list_images(folder: Path, *, what: str, ending: str = "") -> dict[str, Path]
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in IMAGE_SUFFIXES or not path.stem.endswith(ending):
+        if hidden or path.suffix.lower() not in suffixes or not path.stem.endswith(ending):
             continue
         other = found.setdefault(normal(path.stem.removesuffix(ending)), path)
         if other != path:

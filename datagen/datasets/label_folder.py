@@ -14,13 +14,13 @@ from datagen.datasets import (
     select,
     to_semantic_ids,
 )
-from datagen.files import read_image, read_label_png
+from datagen.files import LABEL_SUFFIXES, read_image, read_label_file
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, semantic_map
 
 
 class LabelFolder(AnnotatedImages):
-    """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`."""
+    """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`; NPY arrays serve as well."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class LabelFolder(AnnotatedImages):
         classes: Mapping[int, str] | Sequence[str],
         void: Sequence[int] = (),
         images: str = "images",
-        labels: str = "labels",
+        labels: str | None = "labels",
         depth: str | None = None,
         depth_scale: float = 1 / 256,
         image_ending: str = "",
@@ -44,14 +44,19 @@ class LabelFolder(AnnotatedImages):
         """
         Args:
             classes: names by label id; of a list, the position is the id, from 0.
+            labels: folder of the label files; null where there are depths only, and `classes` is no more than what the
+                model is asked to look for.
             void: label ids of pixels that nobody knows; losses and metrics skip them.
-            depth_scale: metres per step of the depth PNGs, in which 0 means unknown.
+            depth_scale: metres per step of the depth files, in which 0 means unknown: 1/256 as KITTI has it, 0.001
+                for millimetres (NYU), 1 for NPY arrays of metres.
             image_ending, label_ending, depth_ending: what a stem has after the name, as `_gtFine_labelIds`.
             things: names of the classes that can be counted.
 
         Raises:
             UserError: a folder is missing, a picture has no label, or classes and void contradict each other.
         """
+        if labels is None and depth is None:
+            raise UserError("found neither `labels` nor `depth`; name at least one folder of what is known")
         root = root.expanduser()
         table = dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
         if both := sorted(table.keys() & set(void)):
@@ -61,30 +66,34 @@ class LabelFolder(AnnotatedImages):
         self._table |= dict.fromkeys(void, 0)
         self._images = list_images(root / images, what="pictures", ending=image_ending)
         self.names = select(list(self._images), names=names, first=first, every=every, where=root / images)
-        self._labels = self._partners(root / labels, what="labels", ending=label_ending)
+        self._labels = None if labels is None else self._partners(root / labels, what="labels", ending=label_ending)
         self._depths = None if depth is None else self._partners(root / depth, what="depths", ending=depth_ending)
         self._depth_scale = depth_scale
 
     def _partners(self, folder: Path, *, what: str, ending: str) -> dict[str, Path]:
-        found = list_images(folder, what=what, ending=ending)
+        found = list_images(folder, what=what, ending=ending, suffixes=LABEL_SUFFIXES)
         if missing := [name for name in self.names if name not in found]:
             raise UserError(
                 f"{len(missing)} of {len(self.names)} pictures have no file among the {what} in {folder}, first "
-                f"{self._images[missing[0]].name}, expected {missing[0]}{ending}.png; add it, or list others in `names`"
+                f"{self._images[missing[0]].name}, expected {missing[0]}{ending}.png or .npy; "
+                "add it, or list others in `names`"
             )
         return found
 
     def load(self, name: str) -> AnnotatedImage:
-        path, label_path = self._images[name], self._labels[name]
+        path = self._images[name]
         image = read_image(path)
-        label_ids = read_label_png(label_path)
-        check_size(image, label_ids.shape, paths=(path, label_path))
-        labels: dict[str, Label] = {"semantic": semantic_map(to_semantic_ids(label_ids, self._table, path=label_path))}
+        labels: dict[str, Label] = {}
+        if self._labels is not None:
+            label_path = self._labels[name]
+            label_ids = read_label_file(label_path)
+            check_size(image, label_ids.shape, paths=(path, label_path))
+            labels["semantic"] = semantic_map(to_semantic_ids(label_ids, self._table, path=label_path))
         if self._depths is not None:
             labels["depth"] = self._depth(image, path, self._depths[name])
         return AnnotatedImage(name=name, image=image, labels=labels)
 
     def _depth(self, image: UInt8[np.ndarray, "height width 3"], path: Path, depth_path: Path) -> DenseMap:
-        steps = read_label_png(depth_path)
+        steps = read_label_file(depth_path, floats=True)
         check_size(image, steps.shape, paths=(path, depth_path))
         return metric_depth((steps * np.float64(self._depth_scale)).astype(np.float32))

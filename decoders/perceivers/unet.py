@@ -1,6 +1,5 @@
-"""Pictures -> features of the UNet of Stable Diffusion 1.x, 2.x and XL: one look at the finished picture."""
+"""Pictures -> features of the UNet of Stable Diffusion 1.x, 2.x and XL: a look at the finished picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -8,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from jaxtyping import UInt8
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from decoders.checkpoint import Checkpoint, choose_device, choose_dtype
+from decoders.checkpoint import Checkpoint
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, to_pixels
 from decoders.phrases import ReadingContext, reading_context
-from decoders.references import ModelReference, digest, locate_model
-from decoders.unet_pass import coarsest_cell, expand_layers, read_unet
+from decoders.unet_pass import AttentionReduction, coarsest_cell, expand_layers, read_unet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +24,29 @@ class Reading:
 
     phrases: tuple[str, ...]
     """What to attend to, one per class, in the order of the taxonomy."""
-    timestep: int = 50
-    """How much noise is added, in the training schedule; near-clean features are not the best (CleanDIFT, 2025)."""
+    timesteps: tuple[int, ...] = (50,)
+    """How much noise is added, in the training schedule; near-clean features are not the best (CleanDIFT, 2025). The
+    features of several are joined, for the decoder to mix at each pixel; each costs a pass."""
+    noises: int = 1
+    """How many noises are added, one after the other; the features are averaged. Each costs a pass."""
     noise_seed: int = 0
+    """Of the first noise; the following numbers are those of the others."""
     layers: tuple[str, ...] = ("mid", "up")
     """`down`, `mid`, `up` (the last features of each block at its own grid) or paths of modules in the UNet."""
-    attention: bool = True
-    """Whether class attention maps are read besides the features."""
+    attention: AttentionReduction = "mean"
+    """What becomes of the class attention: its mean over heads and blocks, every head of every block, or nothing."""
     keep_loras: bool = False
     """Whether the model is read with its LoRA adapters on."""
 
     def __post_init__(self) -> None:
-        if self.attention and not self.phrases:
+        if self.attention != "none" and not self.phrases:
             raise UserError(
-                "attention maps were asked for without phrases; give one per class, or set `attention: false`"
+                "attention maps were asked for without phrases; give one per class, or set `attention: none`"
+            )
+        if not self.timesteps or len(set(self.timesteps)) != len(self.timesteps) or self.noises < 1:
+            raise UserError(
+                f"found timesteps {list(self.timesteps)} and noises {self.noises}; expected different timesteps, one "
+                "at least, and at least one noise"
             )
         if not self.layers:
             raise UserError("no layers to read; name some of down, mid, up or paths of modules in the UNet")
@@ -47,18 +54,18 @@ class Reading:
     @property
     def classes(self) -> int:
         """Number of attention maps at a level that has any."""
-        return len(self.phrases) if self.attention else 0
+        return 0 if self.attention == "none" else len(self.phrases)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Reading":
         """Back from `FeatureSpec.settings`."""
         values: dict[str, Any] = {name: settings[name] for name in cls.__dataclass_fields__}
-        values.update(phrases=tuple(values["phrases"]), layers=tuple(values["layers"]))
+        values |= {name: tuple(values[name]) for name in ("phrases", "layers", "timesteps")}
         return cls(**values)
 
 
 class UnetPerceiver:
-    """VAE encode, noise at one timestep, one UNet pass under a tap: no guidance half, no sampling.
+    """VAE encode, noise at a timestep, one UNet pass under a tap: no guidance half, no sampling.
 
     The same for real photographs and generated pictures, so that a reader is measured on what it is used for. After
     DatasetDM (Wu et al., NeurIPS 2023), which records during sampling, and VPD (Zhao et al., ICCV 2023).
@@ -69,10 +76,11 @@ class UnetPerceiver:
         checkpoint: Checkpoint,
         *,
         phrases: Sequence[str],
-        timestep: int = 50,
+        timesteps: Sequence[int] = (50,),
+        noises: int = 1,
         noise_seed: int = 0,
         layers: Sequence[str] = ("mid", "up"),
-        attention: bool = True,
+        attention: AttentionReduction = "mean",
         keep_loras: bool = False,
     ) -> None:
         """Borrow a checkpoint; arguments as the fields of `Reading`.
@@ -83,13 +91,14 @@ class UnetPerceiver:
         self.checkpoint = checkpoint
         self.reading = Reading(
             phrases=tuple(phrases),
-            timestep=timestep,
+            timesteps=tuple(timesteps),
+            noises=noises,
             noise_seed=noise_seed,
             layers=tuple(layers),
             attention=attention,
             keep_loras=keep_loras,
         )
-        self._schedule = _schedule(checkpoint.pipeline.scheduler.config, timestep)
+        self._schedule = _schedule(checkpoint.pipeline.scheduler.config, self.reading.timesteps)
         self.spec = _describe(
             checkpoint.unet,
             self.reading,
@@ -115,6 +124,8 @@ class UnetPerceiver:
     def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
         """Features in float32 on the checkpoint's device; attention 1.0 = what an even spread over all tokens gives.
 
+        At each level the features of the timesteps lie one after the other.
+
         Raises:
             UserError: a size that is no multiple of `size_multiple`; features that are not finite.
         """
@@ -123,21 +134,41 @@ class UnetPerceiver:
         pixels = to_pixels(images, checkpoint.device)
         with checkpoint.bare(keep_loras=reading.keep_loras):
             clean = checkpoint.encode(pixels)
-            generator = torch.Generator("cpu").manual_seed(reading.noise_seed)
+            looks = [self._look(clean, timestep, size=pixels.shape[2:]) for timestep in reading.timesteps]
+        levels, attention = (
+            tuple(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*group, strict=True))
+            for group in zip(*looks, strict=True)
+        )
+        self._check_finite((*levels, *attention))
+        return FeatureBundle(image=pixels, levels=levels, attention=attention)
+
+    def _look(
+        self, clean: Float[Tensor, "batch channels rows columns"], timestep: int, *, size: tuple[int, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Levels and attention at one timestep, in the mean over the noises."""
+        checkpoint, reading = self.checkpoint, self.reading
+        step = torch.full((len(clean),), timestep, device=clean.device)
+        total: list[Tensor] = []
+        levels = 0
+        for seed in range(reading.noise_seed, reading.noise_seed + reading.noises):
+            generator = torch.Generator("cpu").manual_seed(seed)
             noise = torch.randn(clean.shape[1:], generator=generator).to(clean).expand_as(clean)
-            step = torch.full((len(clean),), reading.timestep, device=clean.device)
             noisy: Any = self._schedule.add_noise(clean, noise, step)
-            levels, attention = read_unet(
+            features, attention = read_unet(
                 checkpoint.unet,
                 noisy.to(checkpoint.dtype),
                 self._context,
-                timestep=reading.timestep,
+                timestep=timestep,
                 layers=reading.layers,
                 classes=reading.classes,
-                image_size=(pixels.shape[2], pixels.shape[3]),
+                reduction=reading.attention,
+                image_size=(size[0], size[1]),
             )
-        self._check_finite((*levels, *attention))
-        return FeatureBundle(image=pixels, levels=levels, attention=attention)
+            levels = len(features)
+            found = [*features, *attention]
+            total = [before + now for before, now in zip(total, found, strict=True)] if total else found
+        mean = total if reading.noises == 1 else [tensor / reading.noises for tensor in total]
+        return tuple(mean[:levels]), tuple(mean[levels:])
 
     @cached_property
     def _context(self) -> ReadingContext:
@@ -166,32 +197,13 @@ class UnetPerceiver:
             )
 
 
-def preview_spec(
-    reference: ModelReference, reading: Reading, *, device: str | torch.device | None = None
-) -> FeatureSpec:
-    """The spec a `UnetPerceiver` would have, from the configs and hashes of a checkpoint: no weight is loaded."""
-    folder = locate_model(reference)
-    files = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
-    configs = {name: json.loads((folder / name / file).read_text(encoding="utf-8")) for name, file in files.items()}
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(configs["unet"])
-        vae: Any = AutoencoderKL.from_config(configs["vae"])
-    return _describe(
-        unet,
-        reading,
-        vae_scale_factor=2 ** (len(vae.config["block_out_channels"]) - 1),
-        schedule=_schedule(configs["scheduler"], reading.timestep),
-        dtype=choose_dtype(reference.dtype, choose_device(device)),
-        model_digest=digest(folder, reference.loras if reading.keep_loras else ()),
-    )
-
-
-def _schedule(config: Any, timestep: int) -> Any:
+def _schedule(config: Any, timesteps: Sequence[int]) -> Any:
     """The training noise, whatever scheduler the pipeline samples with."""
     schedule: Any = DDPMScheduler.from_config(config)
     steps = schedule.config.num_train_timesteps
-    if not 0 <= timestep < steps:
-        raise UserError(f"timestep {timestep} found, this model knows 0..{steps - 1}; near 50 is a good start")
+    for timestep in timesteps:
+        if not 0 <= timestep < steps:
+            raise UserError(f"timestep {timestep} found, this model knows 0..{steps - 1}; near 50 is a good start")
     return schedule
 
 
@@ -222,22 +234,25 @@ def _describe(
             skeleton,
             latents,
             context,
-            timestep=reading.timestep,
+            timestep=reading.timesteps[0],
             layers=reading.layers,
             classes=reading.classes,
+            reduction=reading.attention,
             image_size=image_size,
         )
+    looks = len(reading.timesteps)
     settings = asdict(reading) | {
         "phrases": list(reading.phrases),
         "layers": list(expand_layers(unet, reading.layers)),
         "dtype": _name(dtype),
-        "signal": round(float(schedule.alphas_cumprod[reading.timestep]), 6),
+        "timesteps": list(reading.timesteps),
+        "signal": [round(float(schedule.alphas_cumprod[timestep]), 6) for timestep in reading.timesteps],
     }
     return FeatureSpec(
         model_digest=model_digest,
         strides=tuple(image_size[0] // level.shape[2] for level in levels),
-        channels=tuple(level.shape[1] for level in levels),
-        attention_maps=tuple(maps.shape[1] for maps in attention),
+        channels=tuple(looks * level.shape[1] for level in levels),
+        attention_maps=tuple(looks * maps.shape[1] for maps in attention),
         settings=settings,
     )
 

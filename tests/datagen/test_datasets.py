@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from datagen.datasets import AnnotatedImages
+from datagen.datasets.cityscapes import Cityscapes
 from datagen.datasets.coco import Coco
+from datagen.datasets.coco_panoptic import CocoPanoptic
 from datagen.datasets.label_folder import LabelFolder
 from datagen.datasets.voc import VOC_CLASSES, Voc
 from datagen.exporters import Entry
@@ -16,6 +18,7 @@ from datagen.exporters.coco import Coco as CocoExporter
 from datagen.files import encode_png, write_json
 from datagen.instances import encode_mask
 from datagen.palette import palette
+from datagen.panoptic import to_colors
 from datagen.plugins import choose_part
 from decoders.errors import UserError
 from decoders.files import write_atomic
@@ -110,6 +113,38 @@ class TestLabelFolder:
         np.testing.assert_allclose(label.values[0, :, 0], [0, 1, 2, 65.535])
         np.testing.assert_array_equal(label.valid[0], [False, True, True, True])
         assert label.storage.unit == "m"
+
+    def test_arrays_serve_as_labels_and_depths(self, folder: Path):
+        for name in ("ä 1", "b.v2", "c", "d"):
+            (folder / "labels" / f"{name}.png").unlink()
+            np.save(folder / "labels" / f"{name}.npy", IDS.astype(np.int64))
+        (folder / "far").mkdir()
+        for name in ("ä 1", "b.v2", "c", "d"):
+            np.save(folder / "far" / f"{name}.npy", np.array([[0, 1.5, np.nan, -1]] * 3))
+        dataset = _folder(folder, depth="far", depth_scale=1.0)
+        np.testing.assert_array_equal(_semantic(dataset), [[1, 2, 3, 3], [0, 0, 1, 2], [1, 1, 1, 0]])
+        label = dataset[0].labels["depth"]
+        assert isinstance(label, DenseMap)
+        np.testing.assert_array_equal(label.valid[0], [False, True, False, False])
+        assert label.values[0, 1, 0] == 1.5
+        assert _folder(folder, labels=None, depth="far")[0].labels.keys() == {"depth"}
+        with pytest.raises(UserError, match="neither `labels` nor `depth`"):
+            _folder(folder, labels=None)
+
+    @pytest.mark.parametrize(
+        ("array", "text"),
+        [
+            (np.zeros((3, 4)), r"type float64, expected \(height, width\) of whole numbers"),
+            (np.zeros((3, 4, 3), np.uint8), r"shape \(3, 4, 3\)"),
+            (np.full((3, 4), -1), r"ids -1\.\.-1, expected 0\.\.65535"),
+            (np.array([None]), "a pickle"),
+        ],
+    )
+    def test_arrays_of_something_else_are_refused(self, folder: Path, array: np.ndarray, text: str):
+        (folder / "labels" / "b.v2.png").unlink()
+        np.save(folder / "labels" / "b.v2.npy", array, allow_pickle=True)
+        with pytest.raises(UserError, match=rf"b\.v2\.npy .*{text}"):
+            _folder(folder)[0]
 
     def test_endings_and_subfolders(self, tmp_path: Path):
         _put(tmp_path / "left" / "aachen" / "aachen_1_left.png", image(0, 3, 4))
@@ -257,6 +292,92 @@ def _coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
     data = {"images": pictures, "annotations": annotations, "categories": categories}
     write_json(root / "annotations" / "instances.json", data | more)
     return root
+
+
+class TestCityscapes:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        ids = np.full((4, 6), 7, np.uint8)  # road, two cars, a group of persons, and the own bonnet
+        ids[1, :4], ids[2, :3], ids[3] = 26, 24, 1
+        instances = ids.astype(np.uint16)
+        instances[1, :2], instances[1, 2:4] = 26000, 26001
+        for name, pixels in (("labelIds", ids), ("instanceIds", instances), ("color", image(0, 4, 6))):
+            _put(tmp_path / "gtFine/val/ulm" / f"ulm_1_gtFine_{name}.png", pixels)
+        _put(tmp_path / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png", image(0, 4, 6))
+        return tmp_path
+
+    def test_classes_and_objects(self, root: Path):
+        dataset = Cityscapes(root=root, split="val")
+        assert dataset.names == ("ulm_1",)
+        assert dataset.taxonomy.category_ids[dataset.taxonomy.names.index("car")] == 26
+        car, person = (dataset.taxonomy.names.index(name) + 1 for name in ("car", "person"))
+        np.testing.assert_array_equal(_semantic(dataset)[:, 0], [1, car, person, 0])
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        np.testing.assert_array_equal(found.category_ids, [person, car, car])
+        np.testing.assert_array_equal(found.is_crowd, [True, False, False])
+        np.testing.assert_array_equal(found.masks.sum(axis=(1, 2)), [3, 2, 2])
+
+    def test_missing_instances_are_told(self, root: Path):
+        (root / "gtFine/val/ulm/ulm_1_gtFine_instanceIds.png").unlink()
+        with pytest.raises(UserError, match=r"first ulm_1_gtFine_instanceIds\.png; unpack the whole"):
+            Cityscapes(root=root, split="val")
+        with pytest.raises(UserError, match="folder of pictures not found"):
+            Cityscapes(root=root)
+
+
+class TestCocoPanoptic:
+    def _write(self, root: Path, **changes: Any) -> Path:
+        ids = np.zeros((4, 6), np.int32)
+        ids[:2], ids[2, :3], ids[3, :2] = 9_000_000, 700, 3
+        _put(root / "images" / "a.png", image(0, 4, 6))
+        _put(root / "panoptic" / "a.png", to_colors(ids))
+        about = {"area": 1, "bbox": [0, 0, 1, 1]}
+        segments = [
+            {"id": 9_000_000, "category_id": 92, **about},
+            {"id": 700, "category_id": 3, "iscrowd": 0, **about},
+            {"id": 3, "category_id": 3, "iscrowd": 1, **about},
+        ]
+        data = {
+            "images": [{"id": 8, "file_name": "a.png", "width": 6, "height": 4}],
+            "annotations": [{"image_id": 8, "file_name": "a.png", "segments_info": segments}],
+            "categories": [{"id": 92, "name": "banner", "isthing": 0}, {"id": 3, "name": "car", "isthing": 1}],
+        }
+        write_json(root / "annotations" / "panoptic.json", data | changes)
+        return root
+
+    def test_stuff_objects_crowds_and_void(self, tmp_path: Path):
+        dataset = CocoPanoptic(root=self._write(tmp_path))
+        assert dataset.taxonomy.names == ("car", "banner")
+        assert dataset.taxonomy.category_ids == (3, 92)
+        np.testing.assert_array_equal(_semantic(dataset)[:, 0], [2, 2, 1, 0])
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        np.testing.assert_array_equal(found.masks.sum(axis=(1, 2)), [3, 2])
+        np.testing.assert_array_equal(found.is_crowd, [False, True])
+
+    def test_our_own_panoptic_export_comes_back(self, tmp_path: Path):
+        truth = labels() | {"instances": objects()}
+        CocoExporter().export([Entry("a", image(), truth, {})], TAXONOMY, tmp_path, {})
+        dataset = CocoPanoptic(root=tmp_path)
+        ours = Coco(root=tmp_path)
+        assert dataset.taxonomy.names == tuple(sorted(ours.taxonomy.names, key=lambda name: _category_id(ours, name)))
+        assert _semantic(dataset).shape == _semantic(ours).shape
+
+    def test_contradictions_are_told(self, tmp_path: Path):
+        one = {"image_id": 8, "file_name": "a.png", "segments_info": []}
+        for changes, text in (
+            ({"annotations": [one]}, r"a\.png holds segment 3, which"),
+            ({"annotations": [one | {"image_id": 1}]}, "segments of image id 1, which is not in `images`"),
+            ({"categories": [{"id": 3, "name": "car"}]}, "category id 92, expected one of"),
+            ({"annotations": []}, "holds no picture"),
+        ):
+            with pytest.raises(UserError, match=text):
+                CocoPanoptic(root=self._write(tmp_path, **changes))[0]
+
+
+def _category_id(dataset: AnnotatedImages, name: str) -> int:
+    return dataset.taxonomy.category_ids[dataset.taxonomy.names.index(name)]
 
 
 DOG = {"id": 3, "name": "dog", "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}

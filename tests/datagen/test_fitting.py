@@ -47,7 +47,7 @@ def write_plan(file: Path, model: Path, root: Path, **changes: object) -> Path:
     plan = {
         "reader": str(file.with_name("reader")),
         "model": {"source": str(model)},
-        "perceiver": {"timestep": 20, "phrases": {"road": "a road"}},
+        "perceiver": {"timesteps": 20, "phrases": {"road": "a road"}},
         "tasks": {"semantic": {}},
         "decoder": {"width": 16, "fine_width": 8},
         "data": {"kind": "label_folder", "root": str(root), "classes": CLASSES, "void": [9], "things": ["car"]},
@@ -107,7 +107,7 @@ def test_a_fit_gives_the_same_bytes_elsewhere(plan: Path, reader: FitSummary, tm
 
 
 @pytest.mark.parametrize(
-    ("change", "section"), [("fit.updates=13", "fit"), ("data.first=3", "data"), ("perceiver.timestep=3", "perceiver")]
+    ("change", "section"), [("fit.updates=13", "fit"), ("data.first=3", "data"), ("perceiver.timesteps=3", "perceiver")]
 )
 def test_another_plans_reader_is_refused_and_left_alone(change: str, section: str, plan: Path, reader: FitSummary):
     before = (reader.reader / "reader.json").read_bytes()
@@ -145,9 +145,9 @@ def test_validation_is_as_data_where_it_says_nothing(plan: Path):
         ("fit=3", r"fit: found 3, expected keys and values"),
         ("data.kind=label_foldr", r"data.kind: unknown kind 'label_foldr'; did you mean 'label_folder'\?"),
         ("data.clases=[]", r"data.clases: unknown key; did you mean 'classes'\?"),
-        ("perceiver.timestp=1", r"perceiver.timestp: unknown key; did you mean 'timestep'\?"),
+        ("perceiver.timesteps_=1", r"perceiver.timesteps_: unknown key; did you mean 'timesteps'\?"),
         ("perceiver.phrases={roat: street}", r"'roat' is no class; did you mean 'road'\?"),
-        ("perceiver.timestep=5000", r"timestep 5000 found, this model knows 0..999"),
+        ("perceiver.timesteps=5000", r"timestep 5000 found, this model knows 0..999"),
         ("tasks.semantics={}", r"no task 'semantics'.*'semantic'"),
         ("tasks.depth={}", r"has no label depth"),
         ("model.source=nowhere", r"model nowhere: found no such folder"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from decoders.checkpoint import Checkpoint, LoraReference, ModelReference, load_checkpoint
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec
-from decoders.perceivers.unet import Reading, UnetPerceiver, preview_spec
+from decoders.perceivers.unet import UnetPerceiver
 from decoders.phrases import reading_context
 
 KINDS = ("sd1", "sd2", "xl")
@@ -83,11 +83,14 @@ def test_image_is_the_picture(loaded: Mapping[str, Checkpoint]):
 @pytest.mark.parametrize(
     "choice",
     [
-        {"timestep": 51},
+        {"timesteps": (51,)},
+        {"timesteps": (50, 51)},
+        {"noises": 2},
+        {"attention": "heads"},
         {"noise_seed": 1},
         {"layers": ("down", "mid", "up")},
         {"phrases": ("car", "sky", "red house")},
-        {"attention": False},
+        {"attention": "none"},
     ],
 )
 def test_each_choice_changes_numbers_and_spec(choice: dict[str, Any], loaded: Mapping[str, Checkpoint]):
@@ -104,29 +107,64 @@ def test_each_choice_changes_numbers_and_spec(choice: dict[str, Any], loaded: Ma
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_spec_survives_json_and_rebuilds_the_perceiver(kind: str, loaded: Mapping[str, Checkpoint]):
-    perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES, timestep=7, noise_seed=4, layers=("up", "conv_in"))
+    perceiver = UnetPerceiver(
+        loaded[kind], phrases=PHRASES, timesteps=(7, 90), noises=2, noise_seed=4, layers=("up", "conv_in")
+    )
     stored = FeatureSpec.from_json(json.loads(json.dumps(perceiver.spec.to_json())))
     again = UnetPerceiver.from_settings(loaded[kind], stored.settings)
     stored.check(again.spec, reader="some reader")
     assert _same(again.perceive(_pictures(2, 32, 32)), perceiver.perceive(_pictures(2, 32, 32)))
 
 
+def test_loras_count_only_where_they_are_kept(pipelines: Mapping[str, Path], loras: Mapping[str, Path]):
+    reference = ModelReference(str(pipelines["sd1"]), loras=(LoraReference(str(loras["sd1"])),))
+    plain = load_checkpoint(ModelReference(str(pipelines["sd1"])), device="cpu")
+    adapted = load_checkpoint(reference, device="cpu")
+    assert UnetPerceiver(adapted, phrases=PHRASES).spec == UnetPerceiver(plain, phrases=PHRASES).spec
+    kept = UnetPerceiver(adapted, phrases=PHRASES, keep_loras=True).spec
+    assert kept.model_digest != UnetPerceiver(plain, phrases=PHRASES).spec.model_digest
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_spec_is_known_before_any_weight_is_loaded(
-    kind: str,
-    loaded: Mapping[str, Checkpoint],
-    pipelines: Mapping[str, Path],
-    loras: Mapping[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr("safetensors.torch.load_file", None)
-    reading = Reading(phrases=PHRASES)
-    plain = ModelReference(str(pipelines[kind]))
-    with_lora = ModelReference(str(pipelines[kind]), loras=(LoraReference(str(loras[kind])),))
-    found = UnetPerceiver(loaded[kind], phrases=PHRASES).spec
-    assert preview_spec(plain, reading, device="cpu") == preview_spec(with_lora, reading, device="cpu") == found
-    kept = preview_spec(with_lora, Reading(phrases=PHRASES, keep_loras=True), device="cpu")
-    assert kept.model_digest != found.model_digest
+def test_timesteps_are_joined_and_noises_averaged(kind: str, loaded: Mapping[str, Checkpoint]):
+    def look(**choices: Any) -> FeatureBundle:
+        perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES, **choices)
+        bundle = perceiver.perceive(pictures)
+        assert tuple(level.shape[1] for level in bundle.levels) == perceiver.spec.channels
+        assert tuple(maps.shape[1] for maps in bundle.attention) == perceiver.spec.attention_maps
+        return bundle
+
+    pictures = _pictures(2, 32, 32)
+    near, far, both = look(timesteps=(20,)), look(timesteps=(300,)), look(timesteps=(20, 300))
+    first, second, mean = look(), look(noise_seed=1), look(noises=2)
+    for one, other, joined in zip(_tensors(near)[1:], _tensors(far)[1:], _tensors(both)[1:], strict=True):
+        assert torch.equal(torch.cat([one, other], dim=1), joined)
+    for one, other, averaged in zip(_tensors(first), _tensors(second), _tensors(mean), strict=True):
+        torch.testing.assert_close((one + other) / 2, averaged)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_attention_is_that_of_the_heads(kind: str, loaded: Mapping[str, Checkpoint]):
+    pictures = _pictures(1, 32, 32)
+    mean = UnetPerceiver(loaded[kind], phrases=PHRASES).perceive(pictures).attention
+    heads = UnetPerceiver(loaded[kind], phrases=PHRASES, attention="heads").perceive(pictures).attention
+    for one, many in zip(mean, heads, strict=True):
+        if one.shape[1]:
+            assert many.shape[1] > one.shape[1]
+            each = many.unflatten(1, (-1, len(PHRASES)))
+            # Blocks of one grid may differ in their number of heads, so only the range is the same for sure.
+            assert (each.amin(1) <= one + 1e-5).all()
+            assert (one <= each.amax(1) + 1e-5).all()
+
+
+def test_impossible_choices_are_refused(loaded: Mapping[str, Checkpoint]):
+    for choice, text in (
+        ({"timesteps": ()}, r"found timesteps \[\] and noises 1"),
+        ({"timesteps": (50, 50)}, "expected different timesteps"),
+        ({"noises": 0}, "noises 0; expected"),
+    ):
+        with pytest.raises(UserError, match=text):
+            UnetPerceiver(loaded["sd1"], phrases=PHRASES, **choice)
 
 
 def test_precision_is_part_of_the_spec(pipelines: Mapping[str, Path]):
@@ -211,7 +249,7 @@ def test_xl_reads_both_encoders_and_the_pictures_own_size(
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"timestep": 1000}, r"timestep 1000 found, this model knows 0\.\.999"),
+        ({"timesteps": (50, 1000)}, r"timestep 1000 found, this model knows 0\.\.999"),
         ({"layers": ("mid_blok",)}, r"layer 'mid_blok' is not in this UNet; .*such as mid_block"),
         ({"layers": ()}, "no layers to read; name some of down, mid, up"),
         ({"layers": ("time_embedding",)}, "'time_embedding' gives an output of 2 axes, expected 4"),
@@ -250,6 +288,6 @@ def test_features_that_are_not_finite(dtype: Any, cause: str, pipelines: Mapping
 
 
 def test_attention_can_be_left_out(loaded: Mapping[str, Checkpoint]):
-    perceiver = UnetPerceiver(loaded["sd2"], phrases=(), attention=False)
+    perceiver = UnetPerceiver(loaded["sd2"], phrases=(), attention="none")
     assert perceiver.spec.attention_maps == (0, 0, 0)
     assert [maps.shape[1] for maps in perceiver.perceive(_pictures(2, 32, 32)).attention] == [0, 0, 0]

@@ -1,0 +1,100 @@
+"""COCO's panoptic form: one PNG of segment ids for each picture, and a JSON that says what the segments are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datagen.coco_format import Segment, read_panoptic
+from datagen.datasets import AnnotatedImages, check_size, make_taxonomy, normal, select
+from datagen.files import read_image
+from datagen.panoptic import from_colors
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, InstanceSet, semantic_map
+
+
+class CocoPanoptic(AnnotatedImages):
+    """Labels `semantic` and `instances`; pixels of no segment and of crowds are void."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        annotations: str = "annotations/panoptic.json",
+        segments: str = "panoptic",
+        images: str = "images",
+        colors: Mapping[str, tuple[int, int, int]] | None = None,
+        names: Sequence[str] | None = None,
+        first: int | None = None,
+        every: int = 1,
+    ) -> None:
+        """
+        Args:
+            segments: folder of the PNGs that the JSON's annotations name.
+
+        Raises:
+            UserError: the JSON or a picture is missing, or the JSON contradicts itself.
+        """
+        self._root = root.expanduser()
+        self._json = self._root / annotations
+        file = read_panoptic(self._json)
+        classes = {category.id: category for category in sorted(file.categories, key=lambda category: category.id)}
+        if len(classes) != len(file.categories):
+            raise UserError(f"{self._json}: two categories share an id; give each its own")
+        self.taxonomy = make_taxonomy(
+            {number: category.name for number, category in classes.items()},
+            things=[category.name for category in classes.values() if category.isthing],
+            colors=colors,
+        )
+        self._semantic_ids = {number: semantic_id for semantic_id, number in enumerate(classes, start=1)}
+        pictures = {picture.id: picture for picture in file.images}
+        self._segments: dict[str, tuple[Path, list[Segment]]] = {}
+        self._files: dict[str, Path] = {}
+        for one in file.annotations:
+            picture = pictures.get(one.image_id)
+            if picture is None:
+                raise UserError(
+                    f"{self._json}: segments of image id {one.image_id}, which is not in `images`; "
+                    "add it or remove them"
+                )
+            name = normal(picture.name)
+            if name in self._files:
+                raise UserError(f"{self._json}: two pictures share the name {name!r}; rename one")
+            self._files[name] = self._root / images / picture.file_name
+            self._segments[name] = (self._root / segments / one.file_name, one.segments_info)
+        self.names = select(list(self._files), names=names, first=first, every=every, where=self._json)
+        if missing := [self._files[name] for name in self.names if not self._files[name].is_file()]:
+            raise UserError(
+                f"{len(missing)} of {len(self.names)} pictures are missing, first {missing[0]}; check `images`"
+            )
+
+    def load(self, name: str) -> AnnotatedImage:
+        (path, segments), image = self._segments[name], read_image(self._files[name])
+        ids = from_colors(read_image(path))
+        check_size(image, ids.shape, paths=(self._files[name], path))
+        known = {segment.id: segment for segment in segments}
+        if unknown := sorted(set(np.unique(ids).tolist()) - known.keys() - {0}):
+            raise UserError(
+                f"{path} holds segment {unknown[0]}, which {self._json} does not describe; expected "
+                f"{sorted(known)[:9]} ...: take the JSON that belongs to these PNGs"
+            )
+        semantic = np.zeros(ids.shape, np.uint8)
+        things: list[tuple[Segment, int]] = []
+        for segment in segments:
+            semantic_id = self._semantic_ids.get(segment.category_id)
+            if semantic_id is None:
+                raise UserError(
+                    f"{self._json}: segment {segment.id} of {path.name} has category id {segment.category_id}, "
+                    f"expected one of {sorted(self._semantic_ids)}; add it to `categories`"
+                )
+            if not segment.iscrowd:
+                semantic[ids == segment.id] = semantic_id
+            if self.taxonomy.is_thing[semantic_id - 1]:
+                things.append((segment, semantic_id))
+        objects = InstanceSet(
+            masks=np.stack([ids == segment.id for segment, _ in things]) if things else np.zeros((0, *ids.shape), bool),
+            category_ids=np.array([semantic_id for _, semantic_id in things], np.int64),
+            scores=np.array([segment.score for segment, _ in things], np.float32),
+            is_crowd=np.array([segment.iscrowd for segment, _ in things], bool),
+        )
+        return AnnotatedImage(name=name, image=image, labels={"semantic": semantic_map(semantic), "instances": objects})
