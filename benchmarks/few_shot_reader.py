@@ -46,7 +46,8 @@ class PictureOnly:
     size_multiple = 32
     spec = FeatureSpec(model_digest="", strides=(), channels=(), attention_maps=(), settings={})
 
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
+        del look
         return FeatureBundle(image=to_pixels(images, torch.device("cpu")), levels=(), attention=())
 
 
@@ -60,12 +61,12 @@ class Remembering:
         self.known: dict[bytes, FeatureBundle] | None = {}
         """None = remember no more, so that unseen pictures do not pile up in memory."""
 
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
         if self.known is None:
-            return self.perceiver.perceive(images)
-        key = hashlib.sha256(images.tobytes()).digest()
+            return self.perceiver.perceive(images, look=look)
+        key = hashlib.sha256(look.to_bytes(2) + images.tobytes()).digest()
         if key not in self.known:  # in half precision, as the fit keeps them
-            self.known[key] = self.perceiver.perceive(images).to(torch.float16)
+            self.known[key] = self.perceiver.perceive(images, look=look).to(torch.float16)
         return self.known[key]
 
 

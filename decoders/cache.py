@@ -75,6 +75,8 @@ class CachedView:
     picture: str
     features: FeatureBundle
     """Batch of one, half precision, on the CPU."""
+    more: tuple[FeatureBundle, ...]
+    """Further looks at held-out views."""
     targets: Mapping[str, Tensor]
     labels: LabelSet
     """The truth itself for held-out views; empty for those that are learned from."""
@@ -122,10 +124,15 @@ def cache_views(
     plan: CachePlan,
     settings: FitSettings,
     on_progress: OnProgress,
+    *,
+    looks: int = 1,
 ) -> tuple[list[CachedView], list[CachedView]]:
     """The views to learn from and the held-out ones.
 
     Pictures are loaded one at a time, so `annotated` may read from disk.
+
+    Args:
+        looks: at the held-out views, which are to be read as the reader will read.
 
     Raises:
         UserError: a label or a feature is wrong; names the picture.
@@ -136,22 +143,30 @@ def cache_views(
         pending.append(view)
         if len(pending) < settings.perceive_batch and position < plan.total:
             continue
-        bundle = perceive(
-            perceiver,
-            [one.image for one in pending],
-            names=[one.name for one in pending],
-            batch_size=settings.perceive_batch,
-        )
+        held = len(cached) < len(plan.held_out)
+        bundles = [
+            perceive(
+                perceiver,
+                [one.image for one in pending],
+                names=[one.name for one in pending],
+                batch_size=settings.perceive_batch,
+                look=look,
+            )
+            for look in range(looks if held else 1)
+        ]
+        device = bundles[0].image.device
         for index, one in enumerate(pending):
-            half = select(bundle, index).to("cpu", torch.float16)
+            half, *more = (select(bundle, index).to("cpu", torch.float16) for bundle in bundles)
             require_finite(half, one.name)
+            held = len(cached) < len(plan.held_out)
             cached.append(
                 CachedView(
                     picture=one.name,
                     features=half,
+                    more=tuple(more) if held else (),
                     targets=make_targets(one, tasks),
-                    labels=one.labels if len(cached) < len(plan.held_out) else {},
-                    device=bundle.image.device,
+                    labels=one.labels if held else {},
+                    device=device,
                 )
             )
         pending = []

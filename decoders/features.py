@@ -106,6 +106,10 @@ class Perceiver(Protocol):
         """Height and width of a picture must be multiples of this."""
         ...
 
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
-        """Deterministic: the same picture gives the same features in a batch of the same size."""
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
+        """Deterministic: the same picture gives the same features in a batch of the same size.
+
+        Args:
+            look: number of the look; another number may add another noise.
+        """
         ...

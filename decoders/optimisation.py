@@ -21,7 +21,7 @@ from decoders.features import FeatureBundle
 from decoders.fit_state import FitState
 from decoders.labels import Label
 from decoders.settings import FitSettings
-from decoders.tasks import Score, Task
+from decoders.tasks import Score, Task, decode
 
 Scores = dict[str, dict[str, float]]
 
@@ -193,7 +193,7 @@ def tune_confidence(
     device = held_out[0].device
     before = _score(decoder, tasks, held_out, device)
     for name, task in tasks.items():
-        task.tune_confidence(_pairs(decoder, name, held_out, device))
+        task.tune_confidence(_pairs(decoder, tasks, name, held_out, device))
     found: dict[str, Calibration] = {}
     for name, score in _score(decoder, tasks, held_out, device).items():
         after, untuned = score.reliability, before[name].reliability
@@ -208,10 +208,14 @@ def tune_confidence(
 
 @torch.no_grad()
 def _pairs(
-    decoder: PDecoder, name: str, held_out: Sequence[CachedView], device: torch.device
+    decoder: PDecoder, tasks: Mapping[str, Task], name: str, held_out: Sequence[CachedView], device: torch.device
 ) -> Iterator[tuple[Any, Label]]:
     for view in held_out:
-        yield decoder(view.features.to(device, torch.float32))[name], view.labels[name]
+        yield decode(decoder, tasks, _looks(view, device))[name], view.labels[name]
+
+
+def _looks(view: CachedView, device: torch.device) -> Iterator[FeatureBundle]:
+    yield from (bundle.to(device) for bundle in (view.features, *view.more))
 
 
 def _evaluate(
@@ -230,7 +234,7 @@ def _score(
 ) -> dict[str, Score]:
     scores = {name: task.score() for name, task in tasks.items()}
     for view in held_out:
-        outputs = decoder(view.features.to(device, torch.float32))
+        outputs = decode(decoder, tasks, _looks(view, device))
         for name, task in tasks.items():
             height, width = view.features.image.shape[-2:]
             scores[name].add(task.read(outputs[name], (height, width))[0], view.labels[name])

@@ -16,6 +16,7 @@ def perceive(
     *,
     names: Sequence[str],
     batch_size: int,
+    look: int = 0,
 ) -> FeatureBundle:
     """Features of up to `batch_size` pictures of one size, always computed in a full batch.
 
@@ -24,13 +25,14 @@ def perceive(
 
     Args:
         names: what to call each picture in an error.
+        look: as for the perceiver.
 
     Raises:
         UserError: a feature is not finite, or the perceiver refuses; names the picture, or all of the batch.
     """
     missing = batch_size - len(images)
     try:
-        bundle = perceiver.perceive(np.stack([*images, *[images[-1]] * missing]))
+        bundle = perceiver.perceive(np.stack([*images, *[images[-1]] * missing]), look=look)
     except UserError as error:
         raise UserError(f"picture {' or '.join(names)}: {error}") from error
     for index, name in enumerate(names):

@@ -23,7 +23,7 @@ from decoders.manifest import MANIFEST_FILE, WEIGHTS_FILE, ReaderManifest
 from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
-from decoders.tasks import Task, picture_of
+from decoders.tasks import Task, decode, picture_of
 from decoders.training import TrunkBuilder, build_decoder, fit
 from decoders.weights import load_into, read_weights
 
@@ -62,13 +62,17 @@ class Reader:
         for size, members in groups.items():
             for start in range(0, len(members), settings.batch_size):
                 batch = members[start : start + settings.batch_size]
-                bundle = perceive(
-                    self._perceiver,
-                    [resize_image(images[index], size) for index in batch],
-                    names=[f"number {index + 1} of {len(images)}" for index in batch],
-                    batch_size=settings.batch_size,
+                bundles = (
+                    perceive(
+                        self._perceiver,
+                        [resize_image(images[index], size) for index in batch],
+                        names=[f"number {index + 1} of {len(images)}" for index in batch],
+                        batch_size=settings.batch_size,
+                        look=look,
+                    )
+                    for look in range(settings.looks)
                 )
-                outputs = self._decoder.to(bundle.image.device)(bundle.to(torch.float32))
+                outputs = decode(self._decoder, self._tasks, bundles)
                 for row, index in enumerate(batch):
                     found = {name: picture_of(output, row) for name, output in outputs.items()}
                     labels[index] = self._read_one(found, images[index].shape[:2], thresholds)
@@ -174,6 +178,7 @@ def fit_reader(
         settings,
         decoder_settings=decoder_settings,
         trunk=trunk,
+        looks=reading.looks if reading else 1,
         state_file=state_file,
         on_progress=on_progress,
     )

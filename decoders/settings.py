@@ -35,6 +35,9 @@ class ReadSettings:
     """Pixels of the shorter side of a picture while it is read; labels come back at native size. None = as it is."""
     batch_size: int = 4
     """Pictures per pass of the model, always filled up, so that a label does not depend on the others in its batch."""
+    looks: int = 1
+    """How often each picture is looked at, each time with another noise: what the looks disagree on is less sure. Each
+    costs a pass of the model."""
     coverage: float = 1.0
     """Share of the answers to keep: the least sure become void, below the confidence that so many answers reached on
     the pictures held out of the fit."""
@@ -44,6 +47,8 @@ class ReadSettings:
             raise UserError(
                 f"reading needs a coverage above 0 and up to 1, found {self.coverage}; 1 keeps every answer"
             )
+        if self.looks < 1:
+            raise UserError(f"reading needs at least one look at each picture, found looks {self.looks}")
         if self.batch_size < 1 or (self.short_side is not None and self.short_side < 1):
             raise UserError(
                 f"reading needs batch_size and short_side of at least 1, found {self.batch_size} and "

@@ -52,6 +52,7 @@ def fit(
     *,
     decoder_settings: DecoderSettings,
     trunk: TrunkBuilder = Trunk,
+    looks: int = 1,
     state_file: Path | None = None,
     on_progress: OnProgress = log_progress,
 ) -> tuple[PDecoder, dict[str, Task], FitReport]:
@@ -62,6 +63,7 @@ def fit(
 
     Args:
         trunk: what the task heads stand on; another one than ours makes a baseline that is fitted the same way.
+        looks: at each held-out picture, when confidences are tuned: as often as the reader will look.
         state_file: see `decoders.optimisation.optimise`: an interrupted fit goes on there, on views computed anew.
 
     Returns:
@@ -90,7 +92,7 @@ def fit(
             settings=settings,
         )
         on_progress(FitProgress(stage="perceive", done=0, total=plan.total, message=_announce(plan, settings)))
-        fit_views, held_views = cache_views(perceiver, annotated, modules, plan, settings, on_progress)
+        fit_views, held_views = cache_views(perceiver, annotated, modules, plan, settings, on_progress, looks=looks)
         decoder.trunk.calibrate(view.features for view in fit_views)
         for name, task in modules.items():
             task.calibrate(view.targets[name] for view in fit_views)

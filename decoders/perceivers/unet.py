@@ -121,10 +121,13 @@ class UnetPerceiver:
         return self.checkpoint.vae_scale_factor * coarsest_cell(self.checkpoint.unet)
 
     @torch.no_grad()
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
         """Features in float32 on the checkpoint's device; attention 1.0 = what an even spread over all tokens gives.
 
         At each level the features of the timesteps lie one after the other.
+
+        Args:
+            look: number of the look; each uses noises of its own.
 
         Raises:
             UserError: a size that is no multiple of `size_multiple`; features that are not finite.
@@ -134,23 +137,29 @@ class UnetPerceiver:
         pixels = to_pixels(images, checkpoint.device)
         with checkpoint.bare(keep_loras=reading.keep_loras):
             clean = checkpoint.encode(pixels)
-            looks = [self._look(clean, timestep, size=pixels.shape[2:]) for timestep in reading.timesteps]
+            first_seed = reading.noise_seed + look * reading.noises
+            passes = [self._pass(clean, timestep, first_seed, size=pixels.shape[2:]) for timestep in reading.timesteps]
         levels, attention = (
             tuple(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*group, strict=True))
-            for group in zip(*looks, strict=True)
+            for group in zip(*passes, strict=True)
         )
         self._check_finite((*levels, *attention))
         return FeatureBundle(image=pixels, levels=levels, attention=attention)
 
-    def _look(
-        self, clean: Float[Tensor, "batch channels rows columns"], timestep: int, *, size: tuple[int, ...]
+    def _pass(
+        self,
+        clean: Float[Tensor, "batch channels rows columns"],
+        timestep: int,
+        first_seed: int,
+        *,
+        size: tuple[int, ...],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Levels and attention at one timestep, in the mean over the noises."""
         checkpoint, reading = self.checkpoint, self.reading
         step = torch.full((len(clean),), timestep, device=clean.device)
         total: list[Tensor] = []
         levels = 0
-        for seed in range(reading.noise_seed, reading.noise_seed + reading.noises):
+        for seed in range(first_seed, first_seed + reading.noises):
             generator = torch.Generator("cpu").manual_seed(seed)
             noise = torch.randn(clean.shape[1:], generator=generator).to(clean).expand_as(clean)
             noisy: Any = self._schedule.add_noise(clean, noise, step)

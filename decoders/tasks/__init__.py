@@ -7,7 +7,7 @@ entry point in the group `decoders.tasks`.
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 from decoders.calibration import Reliability
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
+from decoders.features import FeatureBundle
 from decoders.labels import Label, Taxonomy
 from decoders.resizing import Size
 
@@ -89,6 +90,10 @@ class Task(nn.Module, ABC, Generic[OutputT]):
     def loss(self, output: OutputT, target: Shaped[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
         """Finite and differentiable also where nothing is valid."""
 
+    @abstractmethod
+    def merge(self, looks: Sequence[OutputT]) -> OutputT:
+        """What the head gave for several looks at the same pictures, as one answer, less sure where they disagree."""
+
     def tune_confidence(self, pairs: Iterable[tuple[OutputT, Label]]) -> None:
         """Make confidences mean what they say, on pictures that nothing was learned from; what is read stays as it is.
 
@@ -117,6 +122,14 @@ def picture_of(output: OutputT, index: int) -> OutputT:
     if isinstance(output, Tensor):
         return cast(OutputT, output[rows])
     return cast(OutputT, type(output)(*(part[rows] for part in output)))
+
+
+def decode(decoder: nn.Module, tasks: Mapping[str, Task], looks: Iterable[FeatureBundle]) -> dict[str, Any]:
+    """What each task's head says of pictures after one or more looks at them."""
+    found = [decoder.to(bundle.image.device)(bundle.to(torch.float32)) for bundle in looks]
+    if len(found) == 1:
+        return found[0]
+    return {name: task.merge([one[name] for one in found]) for name, task in tasks.items()}
 
 
 def sample_pixels(known: Bool[Tensor, " pixels"]) -> Int64[Tensor, " chosen"]:

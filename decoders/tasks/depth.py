@@ -1,7 +1,7 @@
 """How far away each pixel is, in metres along the optical axis, and where there is no distance to give (the sky)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from decoders.calibration import Reliability
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, DenseMap, Label, Taxonomy, metric_depth
+from decoders.looks import mean_laplace, mean_logits
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
 
@@ -117,6 +118,10 @@ class Depth(Task[Tensor]):
             + 0.1 * unlikely.sum() / count
             + self.validity * missing / known.sum().clamp_min(1)
         )
+
+    def merge(self, looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Tensor:
+        log_depth, spread = mean_laplace([look[:, :1] for look in looks], [look[:, 1:2] for look in looks])
+        return torch.cat([log_depth, spread, mean_logits([look[:, 2:] for look in looks])], dim=1)
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 3 height width"], Label]]) -> None:

@@ -5,7 +5,7 @@ its object (masked attention: Mask2Former, arXiv 2112.01527). Masks are read off
 together, as classes are. Unlike DatasetDM's, the objects have classes, and every layer is supervised.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -239,6 +239,18 @@ class Instances(Task[Objects]):
         weight[none] = self.no_object
         class_loss = functional.cross_entropy(classes.transpose(1, 2), wanted, weight=weight)
         return 2 * class_loss + 5 * (mask_loss + dice_loss) / max(objects, 1)
+
+    def merge(self, looks: Sequence[Objects]) -> Objects:
+        """Each query asks the same at every look: class probabilities and mask logits are averaged query by query."""
+        count, deep_width = len(looks), looks[0].deep.shape[1]
+        wide = [look.embeddings[..., :deep_width] / count for look in looks]
+        narrow = [look.embeddings[..., deep_width:] / count for look in looks]
+        return Objects(
+            classes=torch.stack([look.classes.softmax(-1) for look in looks]).mean(0).clamp_min(1e-9).log(),
+            embeddings=torch.cat([*wide, *narrow], dim=-1),  # products with the joined features add up
+            deep=torch.cat([look.deep for look in looks], dim=1),
+            fine=torch.cat([look.fine for look in looks], dim=1),
+        )
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Objects, Label]]) -> None:

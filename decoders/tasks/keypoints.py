@@ -4,7 +4,7 @@ A point belongs to the object on whose mask, or right beside it, its heat is gre
 instances where it is read too; alone, the connected parts of what this task takes for the class with points.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from decoders.average_precision import ObjectKeypointSimilarity
 from decoders.decoder import Residual, Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
+from decoders.looks import mean_logits
 from decoders.resizing import Size, coarsening, resize_nearest, resize_points
 from decoders.tasks import Score, Task
 
@@ -114,6 +115,9 @@ class Keypoints(Task[Tensor]):
         miss = (truth - output.sigmoid())[:, :-1].square()
         heat = (miss * entropy[:, :-1]).sum() / (truth[:, :-1].sum() / _HEAT_OF_A_POINT).clamp_min(1)
         return heat + entropy[:, -1].sum() / known[:, -1].sum().clamp_min(1)
+
+    def merge(self, looks: Sequence[Float[Tensor, "batch planes rows columns"]]) -> Tensor:
+        return mean_logits(looks)
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch planes rows columns"], size: Size) -> list[Label]:

@@ -1,7 +1,7 @@
 """Which way each surface faces, as a unit vector in camera axes, and where there is no surface (the sky)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from decoders.calibration import Reliability, best_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import NORMALS_STORAGE, DenseMap, Label, Taxonomy, surface_normals
+from decoders.looks import mean_logits
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
 
@@ -78,6 +79,15 @@ class Normals(Task[Tensor]):
         missing = functional.binary_cross_entropy_with_logits(output[:, 4], valid, weight=target[:, 3], reduction="sum")
         known = target[:, 3].sum().clamp_min(1)
         return (unlikely * valid).sum() / valid.sum().clamp_min(1) + self.validity * missing / known
+
+    def merge(self, looks: Sequence[Float[Tensor, "batch 5 height width"]]) -> Tensor:
+        """The mean direction; its mean error, 1 / k, is that of the looks and the angle at which they lie about it."""
+        stacked = torch.stack(list(looks))
+        direction = functional.normalize(stacked[:, :, :3].mean(0), dim=1)
+        chord = (stacked[:, :, :3] - direction).norm(dim=2, keepdim=True)
+        apart = 2 * (chord / 2).clamp_max(1).asin()  # an arc cosine would be rough where the looks agree
+        error = (stacked[:, :, 3:4].neg().exp() + apart).mean(0)
+        return torch.cat([direction, -error.log(), mean_logits([look[:, 4:] for look in looks])], dim=1)
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 5 height width"], Label]]) -> None:

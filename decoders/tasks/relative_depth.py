@@ -3,7 +3,7 @@
 For truth whose unit nobody knows (stereo films, other networks), and where only the order matters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, RELATIVE_DEPTH_STORAGE, DenseMap, Label, Taxonomy
+from decoders.looks import mean_laplace, mean_logits
 from decoders.resizing import Size
 from decoders.tasks import Score, Task
 
@@ -80,6 +81,10 @@ class RelativeDepth(Task[Tensor]):
             unlikely = error.detach() * (-log_spread[here]).exp() + log_spread[here]
             losses.append(error.mean() + 0.1 * unlikely.mean())
         return torch.stack(losses).sum() / max(1, len(losses) - 1) + self.validity * missing / known.sum().clamp_min(1)
+
+    def merge(self, looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Tensor:
+        inverse, spread = mean_laplace([look[:, :1] for look in looks], [look[:, 1:2] for look in looks])
+        return torch.cat([inverse, spread, mean_logits([look[:, 2:] for look in looks])], dim=1)
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:

@@ -1,6 +1,6 @@
 """Which class each pixel belongs to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from decoders.calibration import Reliability, best_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
+from decoders.looks import mean_class_logits
 from decoders.repair import repair_specks
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
@@ -107,6 +108,9 @@ class Semantic(Task[Tensor]):
         if self.dice:
             loss = loss + self.dice * _dice_loss(output, ids, known)
         return loss
+
+    def merge(self, looks: Sequence[Float[Tensor, "batch classes height width"]]) -> Tensor:
+        return mean_class_logits(looks)
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 classes height width"], Label]]) -> None:

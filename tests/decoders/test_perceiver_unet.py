@@ -157,6 +157,14 @@ def test_the_mean_attention_is_that_of_the_heads(kind: str, loaded: Mapping[str,
             assert (one <= each.amax(1) + 1e-5).all()
 
 
+def test_another_look_is_another_noise(loaded: Mapping[str, Checkpoint]):
+    pictures = _pictures(1, 32, 32)
+    for noises in (1, 2):
+        perceiver = UnetPerceiver(loaded["sd1"], phrases=PHRASES, noises=noises)
+        moved = UnetPerceiver(loaded["sd1"], phrases=PHRASES, noises=noises, noise_seed=3 * noises)
+        assert _same(perceiver.perceive(pictures, look=3), moved.perceive(pictures))
+
+
 def test_impossible_choices_are_refused(loaded: Mapping[str, Checkpoint]):
     for choice, text in (
         ({"timesteps": ()}, r"found timesteps \[\] and noises 1"),

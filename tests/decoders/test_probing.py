@@ -27,7 +27,8 @@ class Telling:
     def __init__(self, tells: float, attends: float, seed: int) -> None:
         self.tells, self.attends, self.seed = tells, attends, seed
 
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
+        del look
         torch.manual_seed(self.seed)
         count, height, width = images.shape[:3]
         features = torch.randn(count, 5, height, width)

@@ -72,6 +72,26 @@ def test_labels_do_not_depend_on_the_company(reader: Reader):
     assert all(_same(reader.read([image])[0], labels) for image, labels in zip(images, together, strict=True))
 
 
+def test_more_looks_are_one_answer_and_always_the_same(tmp_path: Path):
+    reader = fit_reader(
+        ToyPerceiver(classes=3),
+        toy_pictures(6),
+        TAXONOMY,
+        tasks={"semantic": {}, "depth": {}},
+        settings=SETTINGS,
+        decoder=DecoderSettings(width=32, fine_width=8),
+        reading=ReadSettings(short_side=48, looks=3),
+    )
+    image = toy_picture(100).image
+    reader.save(tmp_path, model=MODEL)
+    again = load_reader(tmp_path, _perceiver)
+    assert again.manifest.reading.looks == 3
+    assert _same(again.read([image])[0], reader.read([image])[0])
+    reader.manifest = replace(reader.manifest, reading=ReadSettings(short_side=48))
+    assert not _same(reader.read([image])[0], again.read([image])[0])
+    assert set(again.manifest.report["calibration"]) == {"semantic", "depth"}
+
+
 def test_unseen_pictures_are_read_well_at_another_size(reader: Reader):
     figures = reader.evaluate(toy_pictures(4, first=100, height=96, width=128))
     assert figures["semantic"]["miou"] > 0.75
@@ -105,7 +125,7 @@ def test_features_that_are_not_finite_name_the_picture(reader: Reader):
 
 
 def test_what_the_perceiver_refuses_names_the_pictures(reader: Reader, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **_: object) -> None:
         raise UserError("features overflow; load in float32")
 
     monkeypatch.setattr(ToyPerceiver, "perceive", refuse)

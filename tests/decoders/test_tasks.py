@@ -41,6 +41,10 @@ def _planes(label: Label) -> np.ndarray:
     return label.masks if isinstance(label, InstanceSet) else label.values
 
 
+def _sureness(label: Label) -> np.ndarray:
+    return label.scores if isinstance(label, InstanceSet) else label.confidence
+
+
 def _dense(label: Label) -> DenseMap:
     assert isinstance(label, DenseMap)
     return label
@@ -113,6 +117,28 @@ def test_a_picture_is_read_alike_in_any_company(name: str):
     for index, label in enumerate(task.read(output, (48, 64))):
         alone = task.read(picture_of(output, index), (48, 64))[0]
         assert np.array_equal(_planes(label), _planes(alone))
+
+
+@pytest.mark.parametrize("name", task_names())
+@torch.no_grad()
+def test_looks_that_agree_say_what_each_says(name: str):
+    task = _task(name).eval()
+    output = task(_features())
+    alone, merged = task.read(output, (48, 64)), task.read(task.merge([output] * 3), (48, 64))
+    for one, other in zip(alone, merged, strict=True):
+        np.testing.assert_allclose(_planes(one).astype(float), _planes(other).astype(float), atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(_sureness(one), _sureness(other), atol=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(set(task_names()) - {"instances", "keypoints"}))
+@torch.no_grad()
+def test_looks_that_disagree_are_less_sure(name: str):
+    task = _task(name).eval()
+    first, second = task(_features()), task(_features())
+    merged = task.read(task.merge([first, second]), (48, 64))
+    for index, label in enumerate(merged):
+        each = [float(_sureness(task.read(output, (48, 64))[index]).mean()) for output in (first, second)]
+        assert _sureness(label).mean() < np.mean(each) - 0.01
 
 
 # ---- finding and building ----

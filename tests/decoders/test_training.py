@@ -103,9 +103,9 @@ def test_size_of_the_cache_is_announced_before_and_is_exact():
     events: list[str] = []
 
     class Watched(ToyPerceiver):
-        def perceive(self, images: Any) -> Any:
+        def perceive(self, images: Any, *, look: int = 0) -> Any:
             events.append("perceive")
-            bundle = super().perceive(images)
+            bundle = super().perceive(images, look=look)
             sizes.append(bundle.to(torch.float16).nbytes // len(images))
             return bundle
 

@@ -12,7 +12,10 @@ from decoders.features import FeatureBundle, FeatureSpec
 
 
 class ToyPerceiver:
-    """Deterministic; `poison` makes the features of pictures whose first pixel is (1, 2, 3) infinite."""
+    """Deterministic; every look but the first adds noise.
+
+    `poison` makes the features of pictures whose first pixel is (1, 2, 3) infinite.
+    """
 
     def __init__(
         self,
@@ -45,14 +48,15 @@ class ToyPerceiver:
         return max(self._strides)
 
     @torch.inference_mode()
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
+    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
         self.calls.append(images.shape)
         image = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         levels: list[torch.Tensor] = []
         attention: list[torch.Tensor] = []
         for kernel, stride, count in zip(self._kernels, self._strides, self._channels, strict=True):
             features = functional.conv2d(image, kernel, stride=stride)
-            levels.append(torch.tanh(features[:, :count]))
+            noise = torch.randn(features[:1, :count].shape, generator=torch.Generator().manual_seed(look))
+            levels.append(torch.tanh(features[:, :count] + 0.1 * noise * (look > 0)))
             attention.append(nn.functional.softmax(features[:, count:], dim=1))
         if self._poison:
             marked = torch.from_numpy((images[:, 0, 0] == (1, 2, 3)).all(1))
