@@ -38,6 +38,7 @@ scenes (`datagen/pocket/world.py`); it has seen no photograph. It loads like any
 `datagen pocket train`, resumable, two processor cores:
 {recipe}
 - AdamW, bfloat16 activations where the processor has them, the moving average of the weights is what is shipped.
+- The codec's decoder was polished against a patch critic (hinge loss and feature matching), its latents unchanged.
 - Prior: velocity prediction down to pure noise; captions drawn as sentence 40 %, bare class list 25 %, phrase 25 %,
   empty 10 %; text encoder trained with the UNet; pictures mirrored half of the time.
 - The look "{look}" and the weather "{weather}" were withheld, to test generalisation.

@@ -20,8 +20,8 @@ from datagen.pocket.world import TAXONOMY, VISIBLE_PIXELS
 MIN_PSNR_DB = 27.0
 MIN_PRESENT = 0.80
 """Share of the classes asked for that the judge must find."""
-STEPS = 50
-GUIDANCE = 3.0
+STEPS = 100
+GUIDANCE = 5.0
 
 SHEET_PROMPTS = (
     "a photo of a street in clear weather by day, two red cars, buildings",

@@ -125,7 +125,7 @@ def test_features_that_are_not_finite_name_the_picture(reader: Reader):
 
 
 def test_what_the_perceiver_refuses_names_the_pictures(reader: Reader, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: Any, **_: object) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise UserError("features overflow; load in float32")
 
     monkeypatch.setattr(ToyPerceiver, "perceive", refuse)
