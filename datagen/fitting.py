@@ -143,9 +143,9 @@ def fit_from_plan(
     plan: Path,
     to: Path | None = None,
     overrides: Iterable[str] = (),
+    console: Console | None = None,
     *,
     probe: Path | None = None,
-    console: Console | None = None,
 ) -> FitSummary:
     """Fit a reader, save it, and measure it if the plan has a validation set; an equal one is kept and only measured.
 
@@ -153,8 +153,8 @@ def fit_from_plan(
         plan: YAML file.
         to: reader folder; the plan's own when None.
         overrides: as `key.sub=value`.
-        probe: folder of a finished `datagen probe`, whose best reading takes the place of the plan's.
         console: where progress is told; stderr when None.
+        probe: folder of a finished `datagen probe`, whose best reading takes the place of the plan's.
 
     Raises:
         UserError: a mistake in the plan or the data, or the folder holds something else. Nothing is overwritten.

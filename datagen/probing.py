@@ -115,7 +115,7 @@ def probe_from_plan(
         if entry.get("fitted") is None:
             entry["fitted"] = _fit(checked, model, data, entry["setting"], console)
             write_json(path, kept)
-    summary = ProbeSummary(folder=to, ranked=tuple(Probed(**entry) for entry in kept["ranked"]))
+    summary = _summary(to, kept)
     _plot(summary)
     return summary
 
@@ -132,8 +132,11 @@ def chosen(folder: Path) -> dict[str, Any]:
     kept = read_json(path)
     if not kept.get("ranked"):
         raise UserError(f"the probe in {folder} is not finished; run the same `datagen probe` again, it goes on")
-    summary = ProbeSummary(folder=folder, ranked=tuple(Probed(**entry) for entry in kept["ranked"]))
-    return dict(summary.best.setting)
+    return dict(_summary(folder, kept).best.setting)
+
+
+def _summary(folder: Path, kept: Mapping[str, Any]) -> ProbeSummary:
+    return ProbeSummary(folder=folder, ranked=tuple(Probed(**entry) for entry in kept["ranked"]))
 
 
 def _identity(plan: FitPlan, model: Model, data: AnnotatedImages, sweep: Mapping[str, Any]) -> str:

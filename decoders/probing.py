@@ -144,7 +144,9 @@ def rank(
     settings = list(all_settings(timesteps, noises))
     for done, setting in enumerate(settings, start=1):
         parts = [part for part in _parts_of(setting) if channels[part]]
-        kernel = np.sum([kernels[part] for part in parts], axis=0, dtype=np.float64) + 1.0
+        kernel = np.ones((len(owner), len(owner)))  # of the constant
+        for part in parts:
+            kernel += kernels[part]
         merits = {name: truth.merit(kernel, folds) for name, truth in truths.items()}
         ranked.append(Ranked(setting=setting, merits=merits, channels=sum(channels[part] for part in parts)))
         on_progress("rank", done, len(settings))
@@ -167,9 +169,11 @@ def _classes_of(label: Label) -> tuple[Int64[np.ndarray, "height width"], Bool[n
     """Class of each pixel, 0 where there is none, and where that is known."""
     if isinstance(label, InstanceSet):
         ids = np.zeros(label.masks.shape[1:], np.int64)
-        for mask, semantic_id in zip(label.masks, label.category_ids, strict=True):
+        known = np.ones(ids.shape, bool)
+        for mask, semantic_id, crowd in zip(label.masks, label.category_ids, label.is_crowd, strict=True):
             ids[mask] = semantic_id
-        return ids, ~label.masks[label.is_crowd].any(axis=0)
+            known[mask] &= not crowd
+        return ids, known
     ids = np.where(label.valid, label.values[..., 0], 0).astype(np.int64)
     return ids, label.valid
 
@@ -307,8 +311,9 @@ def _look(
         )
         mean = [maps.unflatten(1, (-1, classes)).mean(1) for maps in bundle.attention if maps.shape[1]]
         for row, at in enumerate(places[start : start + batch_size]):
-            for kind, levels in ((None, bundle.levels), ("heads", bundle.attention), ("mean", mean)):
-                found[kind].append(_sample(bundle, levels, row, at))
+            found[None].append(_sample(bundle, bundle.levels, row, at))
+            found["heads"].append(_sample(bundle, bundle.attention, row, at))
+            found["mean"].append(_sample(bundle, mean, row, at))
     return {kind: np.concatenate(parts) for kind, parts in found.items()}
 
 

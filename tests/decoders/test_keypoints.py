@@ -23,8 +23,7 @@ from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.decoders.toy_world import TAXONOMY, toy_picture, toy_pictures, truth_of
 
 SPEC = FeatureSpec(model_digest="x", strides=(4,), channels=(8,), attention_maps=(0,), settings={})
-SKELETON = TAXONOMY.skeleton
-assert SKELETON is not None
+MIRRORED = TAXONOMY.skeleton.mirrored if TAXONOMY.skeleton else ()
 
 
 def _task(taxonomy: Taxonomy = TAXONOMY, **options: float) -> Keypoints:
@@ -135,7 +134,7 @@ def test_points_move_with_the_picture(seed: int, view: int, size: tuple[int, int
     picture = toy_picture(seed)
     augmentation = Augmentation(jitter=0.0)
     moved = make_view(
-        picture, view=view, size=size, augmentation=augmentation, seed=(seed, 0), mirrored_points=SKELETON.mirrored
+        picture, view=view, size=size, augmentation=augmentation, seed=(seed, 0), mirrored_points=MIRRORED
     )
     before, after = picture.labels["instances"], moved.labels["instances"]
     assert isinstance(before, InstanceSet)

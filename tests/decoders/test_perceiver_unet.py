@@ -166,11 +166,12 @@ def test_another_look_is_another_noise(loaded: Mapping[str, Checkpoint]):
 
 
 def test_impossible_choices_are_refused(loaded: Mapping[str, Checkpoint]):
-    for choice, text in (
+    choices: tuple[tuple[dict[str, Any], str], ...] = (
         ({"timesteps": ()}, r"found timesteps \[\] and noises 1"),
         ({"timesteps": (50, 50)}, "expected different timesteps"),
         ({"noises": 0}, "noises 0; expected"),
-    ):
+    )
+    for choice, text in choices:
         with pytest.raises(UserError, match=text):
             UnetPerceiver(loaded["sd1"], phrases=PHRASES, **choice)
 
