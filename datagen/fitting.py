@@ -60,14 +60,14 @@ def _with_options(values: Any) -> Any:
     return {name: {} for name in values} if isinstance(values, list) else values
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, int) else value
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
 
 
 class PerceiverSettings(Settings):
     """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
 
-    timesteps: Annotated[tuple[Annotated[int, Ge(0)], ...], BeforeValidator(_as_list)] = (50,)
+    timesteps: Annotated[tuple[Annotated[int, Ge(0)], ...], BeforeValidator(_as_tuple)] = (50,)
     noises: Annotated[int, Ge(1)] = 1
     noise_seed: Annotated[int, Ge(0)] = 0
     layers: tuple[str, ...] = ("mid", "up")
@@ -75,6 +75,10 @@ class PerceiverSettings(Settings):
     keep_loras: bool = False
     phrases: Mapping[str, str] = {}
     """What the text encoder is asked for, by class name; the name itself when left out."""
+
+    def reading(self, choices: Mapping[str, Any]) -> "PerceiverSettings":
+        """These settings with other choices, given as JSON values."""
+        return check(PerceiverSettings, self.model_dump(mode="json") | dict(choices))
 
 
 class FitPlan(Settings):
@@ -163,8 +167,7 @@ def fit_from_plan(
     if probe is not None:
         from datagen.probing import chosen
 
-        perceiver = check(PerceiverSettings, checked.perceiver.model_dump(mode="json") | chosen(probe))
-        checked = checked.model_copy(update={"perceiver": perceiver})
+        checked = checked.model_copy(update={"perceiver": checked.perceiver.reading(chosen(probe))})
     folder = to or checked.reader
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     data: AnnotatedImages = checked.data.build()

@@ -194,7 +194,7 @@ def _fit(plan: FitPlan, model: Model, data: AnnotatedImages, setting: Mapping[st
     from decoders.reader import fit_reader
 
     taxonomy = with_phrases(data.taxonomy, plan.perceiver.phrases)
-    perceiver = perceiver_of(plan.perceiver.model_copy(update=dict(setting)), model, taxonomy)
+    perceiver = perceiver_of(plan.perceiver.reading(setting), model, taxonomy)
     with meter("fit", console=console) as tick:
 
         def tell(progress: FitProgress) -> None:
