@@ -2,9 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datagen.files import json_bytes, read_json
 from decoders.files import write_atomic
@@ -15,20 +20,43 @@ Cell = Mapping[str, Any]
 """What decides a measurement, as JSON values."""
 
 
-def measure_all(name: str, cells: Iterable[Cell], measure: Callable[[Cell], Mapping[str, Any]]) -> list[dict[str, Any]]:
+def measure_all(
+    name: str, cells: Iterable[Cell], measure: Callable[[Cell], Mapping[str, Any]], *, workers: int = 1
+) -> list[dict[str, Any]]:
     """Measure what was not measured yet; every finished cell is kept at once in `results/<name>.json`.
+
+    Args:
+        measure: a function of a module, as other processes run it.
+        workers: processes that measure side by side, each with its share of the CPU's threads; small models lose less
+            to waiting in one thread each than in one process with all of them. 1 = this process.
 
     Returns:
         The cells asked for, each joined with what was measured.
     """
     file = RESULTS / f"{name}.json"
     known: dict[str, Any] = read_json(file) if file.exists() else {}
-    joined: list[dict[str, Any]] = []
-    for cell in cells:
-        key = hashlib.sha256(json_bytes(cell)).hexdigest()[:16]
-        if key not in known:
-            print(f"{name}: {json.dumps(cell, sort_keys=True)}", flush=True)
-            known[key] = {"cell": dict(cell), "measured": dict(measure(cell))}
-            write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
-        joined.append({**known[key]["cell"], **known[key]["measured"]})
-    return joined
+    wanted = {hashlib.sha256(json_bytes(cell)).hexdigest()[:16]: cell for cell in cells}
+    missing = {key: cell for key, cell in wanted.items() if key not in known}
+    for key, measured in _measured(measure, missing, workers):
+        known[key] = {"cell": dict(wanted[key]), "measured": measured}
+        write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+        print(f"{name}: measured {json.dumps(wanted[key], sort_keys=True)}", flush=True)
+    return [{**known[key]["cell"], **known[key]["measured"]} for key in wanted]
+
+
+def _measured(
+    measure: Callable[[Cell], Mapping[str, Any]], cells: Mapping[str, Cell], workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each cell's key with what was measured, as soon as it is known."""
+    if workers == 1:
+        yield from ((key, dict(measure(cell))) for key, cell in cells.items())
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
+        running = {pool.submit(measure, cell): key for key, cell in cells.items()}
+        for done in as_completed(running):
+            yield running[done], dict(done.result())
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)

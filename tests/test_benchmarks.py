@@ -1,0 +1,56 @@
+"""The bookkeeping of benchmarks: what is measured is kept, and measured once, in one process or several."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import cells
+from benchmarks.few_shot_reader import interval
+
+CELLS = [{"method": name, "seed": 0} for name in ("a", "b", "c")]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_cell_is_kept_and_returned_in_order(results: Path, workers: int):
+    rows = cells.measure_all("some", CELLS, dict, workers=workers)  # `dict` measures a cell as itself
+    assert rows == CELLS
+    kept = json.loads((results / "some.json").read_text())
+    assert sorted(entry["measured"]["method"] for entry in kept.values()) == ["a", "b", "c"]
+
+
+def test_what_was_measured_is_not_measured_again():
+    cells.measure_all("some", CELLS[:2], dict)
+    measured: list[str] = []
+
+    def measure(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+        measured.append(cell["method"])
+        return {"found": 1}
+
+    rows = cells.measure_all("some", CELLS, measure)
+    assert measured == ["c"]
+    assert [row["method"] for row in rows] == ["a", "b", "c"]
+
+
+def test_a_failure_loses_no_finished_cell(results: Path):
+    def measure(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+        if cell["method"] == "b":
+            raise OSError("disk full")
+        return {}
+
+    with pytest.raises(OSError, match="disk full"):
+        cells.measure_all("some", CELLS, measure)
+    assert len(json.loads((results / "some.json").read_text())) == 1
+
+
+def test_an_interval_needs_two_seeds():
+    assert interval([4.0]) == "+4.0 (one seed)"
+    assert interval([4.0, 6.0, 5.0]) == "+5.0 (+2.5..+7.5)"  # t of 2 degrees of freedom: 4.303 / sqrt 3
