@@ -11,6 +11,7 @@ from datagen.files import read_image, read_label_png
 from datagen.instances import Rle, decode_counts, decode_mask, decode_polygons
 from decoders.errors import UserError
 from decoders.labels import Skeleton, Storage
+from decoders.resizing import inside
 
 _MAP_FILE = "_file"
 _File = TypeVar("_File", bound=BaseModel)
@@ -103,7 +104,7 @@ class Category(BaseModel):
     sigmas: list[float] = []
 
     @property
-    def bones(self) -> Skeleton | None:
+    def as_skeleton(self) -> Skeleton | None:
         """Raises:
         UserError: the points or the lines between them are malformed.
         """
@@ -150,7 +151,7 @@ class Annotation(BaseModel):
                 f"annotation {self.id} has a keypoint of visibility {points[:, 2].max():g}, expected 0 (not given), 1 "
                 "(hidden) or 2 (seen); correct it"
             )
-        outside = seen & ~((points[:, :2] >= -0.5) & (points[:, :2] < [width - 0.5, height - 0.5])).all(axis=1)
+        outside = seen & ~inside(points[:, :2], (height, width))
         if outside.any():
             number = int(np.flatnonzero(outside)[0])
             raise UserError(
@@ -181,7 +182,7 @@ class Annotation(BaseModel):
             raise UserError(f"annotation {self.id} has {error}; correct or remove it") from None
 
 
-class Segment(BaseModel):
+class SegmentEntry(BaseModel):
     """One of `segments_info`."""
 
     id: Annotated[int, Field(ge=1)]
@@ -197,7 +198,7 @@ class PanopticPicture(BaseModel):
 
     image_id: int
     file_name: str
-    segments_info: list[Segment]
+    segments_info: list[SegmentEntry]
 
 
 class PanopticFile(BaseModel):

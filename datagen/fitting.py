@@ -194,31 +194,7 @@ def fit_from_plan(
 def _fit(
     plan: FitPlan, model: Model, data: AnnotatedImages, taxonomy: Taxonomy, folder: Path, console: Console
 ) -> "decoders.reader.Reader":
-    from decoders.cache import FitProgress
-    from decoders.reader import fit_reader
-    from decoders.tasks import find_task
-
-    for task in plan.tasks:
-        find_task(task)
-    perceiver = perceiver_of(plan.perceiver, model, taxonomy)
-    with meter("views", console=console) as seen, meter("fit", console=console) as fitted:
-
-        def tell(progress: FitProgress) -> None:
-            if progress.message:
-                console.print(progress.message, markup=False)
-            (seen if progress.stage == "perceive" else fitted)(progress.done, progress.total)
-
-        reader = fit_reader(
-            perceiver,
-            data,
-            taxonomy,
-            tasks=plan.tasks,
-            settings=plan.fit,
-            decoder=plan.decoder,
-            reading=plan.reading,
-            state_file=folder / _STATE_FILE,
-            on_progress=tell,
-        )
+    reader = fit_decoder(plan, model, data, taxonomy, console, state_file=folder / _STATE_FILE)
     # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
     dtype = model.checkpoint.precision
     reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
@@ -226,7 +202,44 @@ def _fit(
     return reader
 
 
-def perceiver_of(settings: PerceiverSettings, model: Model, taxonomy: Taxonomy) -> "decoders.features.Perceiver":
+def fit_decoder(
+    plan: FitPlan,
+    model: Model,
+    data: AnnotatedImages,
+    taxonomy: Taxonomy,
+    console: Console,
+    *,
+    state_file: Path | None = None,
+) -> "decoders.reader.Reader":
+    """Fit as the plan says and tell the progress; nothing is saved but the state to go on from."""
+    from decoders.cache import FitProgress
+    from decoders.reader import fit_reader
+    from decoders.tasks import find_task
+
+    for task in plan.tasks:
+        find_task(task)
+    perceiver = _perceiver_of(plan.perceiver, model, taxonomy)
+    with meter("views", console=console) as seen, meter("fit", console=console) as fitted:
+
+        def tell(progress: FitProgress) -> None:
+            if progress.message:
+                console.print(progress.message, markup=False)
+            (seen if progress.stage == "perceive" else fitted)(progress.done, progress.total)
+
+        return fit_reader(
+            perceiver,
+            data,
+            taxonomy,
+            tasks=plan.tasks,
+            settings=plan.fit,
+            decoder=plan.decoder,
+            reading=plan.reading,
+            state_file=state_file,
+            on_progress=tell,
+        )
+
+
+def _perceiver_of(settings: PerceiverSettings, model: Model, taxonomy: Taxonomy) -> "decoders.features.Perceiver":
     """The perceiver that a plan's section describes; loads the model."""
     from decoders.perceivers.unet import UnetPerceiver
 

@@ -88,11 +88,6 @@ def mask_box(rle: Rle) -> list[float]:
     return [float(value) for value in _coco.toBbox(rle)]
 
 
-def mask_box_of(mask: Bool[np.ndarray, "height width"]) -> list[float]:
-    """As `mask_box`, of pixels."""
-    return mask_box(encode_mask(mask))
-
-
 def to_entries(instances: InstanceSet) -> list[ObjectEntry]:
     """One JSON value per object, in order; empty masks are kept, as a store may not drop what it was given."""
     entries: list[ObjectEntry] = []
@@ -112,13 +107,12 @@ def to_entries(instances: InstanceSet) -> list[ObjectEntry]:
 def from_entries(entries: Sequence[ObjectEntry], *, height: int, width: int) -> InstanceSet:
     """The inverse of `to_entries`, for a picture of `height` x `width`."""
     keypoints = [entry["keypoints_px"] for entry in entries if "keypoints_px" in entry]
-    return InstanceSet(
-        masks=np.stack([decode_mask(entry["segmentation"]) for entry in entries])
-        if entries
-        else np.zeros((0, height, width), bool),
-        category_ids=np.array([entry["category"] for entry in entries], np.int64),
-        scores=np.array([entry["score"] for entry in entries], np.float32),
-        is_crowd=np.array([entry["crowd"] for entry in entries], bool),
+    return InstanceSet.collect(
+        [decode_mask(entry["segmentation"]) for entry in entries],
+        [entry["category"] for entry in entries],
+        size=(height, width),
+        scores=[entry["score"] for entry in entries],
+        is_crowd=[entry["crowd"] for entry in entries],
         keypoints_px=np.array(keypoints, np.float32) if keypoints else None,
     )
 
@@ -141,12 +135,7 @@ def components(semantic: DenseMap, taxonomy: Taxonomy, *, min_pixels: int) -> In
             masks.append(mask)
             categories.append(semantic_id)
             scores.append(float(semantic.confidence[mask].mean(dtype=np.float64)))
-    return InstanceSet(
-        masks=np.stack(masks) if masks else np.zeros((0, *ids.shape), bool),
-        category_ids=np.array(categories, np.int64),
-        scores=np.array(scores, np.float32),
-        is_crowd=np.zeros(len(masks), bool),
-    )
+    return InstanceSet.collect(masks, categories, size=(ids.shape[0], ids.shape[1]), scores=scores)
 
 
 def _runs(counts: str) -> list[int]:

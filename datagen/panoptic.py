@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from datagen.instances import mask_box_of
+from datagen.instances import encode_mask, mask_box
 from decoders.labels import DenseMap, InstanceSet, Taxonomy
 
 _SMALLEST_SHARE = 0.5
@@ -80,7 +80,7 @@ def segments_info(
                 "id": segment.id,
                 "category_id": taxonomy.category_ids[segment.semantic_id - 1],
                 "area": int(mask.sum()),
-                "bbox": mask_box_of(mask),
+                "bbox": mask_box(encode_mask(mask)),
                 "iscrowd": int(segment.crowd),
                 "score": round(segment.score, 6),
             }

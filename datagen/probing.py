@@ -4,17 +4,20 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from datagen.datasets import AnnotatedImages
 from datagen.files import json_bytes, read_json, write_json
-from datagen.fitting import FitPlan, data_digest, load_fit_plan, perceiver_of, with_phrases
+from datagen.fitting import FitPlan, data_digest, fit_decoder, load_fit_plan, with_phrases
 from datagen.meter import meter
 from datagen.model import Model
 from datagen.sheet import spread
 from decoders.errors import UserError
+
+if TYPE_CHECKING:
+    from decoders.probing import Ranked
 
 PROBE_FILE = "probe.json"
 PLOT_FILE = "quality_against_cost.png"
@@ -106,10 +109,11 @@ def probe_from_plan(
     if kept["identity"] != identity:
         raise UserError(f"{to} holds the probe of another plan, model or data; choose another folder with --to")
     if "ranked" not in kept:
-        kept["ranked"] = [
+        found: list[dict[str, Any]] = [
             {"setting": asdict(one.setting), "merit": one.merit, "channels": one.channels, "passes": one.setting.passes}
             for one in _rank(checked, model, data, sweep, console)
         ]
+        kept["ranked"] = found
         write_json(path, kept)
     for entry in kept["ranked"][:fits]:
         if entry.get("fitted") is None:
@@ -151,7 +155,9 @@ def _identity(plan: FitPlan, model: Model, data: AnnotatedImages, sweep: Mapping
     return hashlib.sha256(json_bytes(decisive)).hexdigest()
 
 
-def _rank(plan: FitPlan, model: Model, data: AnnotatedImages, sweep: Mapping[str, Any], console: Console) -> Any:
+def _rank(
+    plan: FitPlan, model: Model, data: AnnotatedImages, sweep: Mapping[str, Any], console: Console
+) -> "list[Ranked]":
     from decoders.features import Perceiver
     from decoders.perceivers.unet import UnetPerceiver
     from decoders.probing import rank
@@ -190,26 +196,9 @@ def _rank(plan: FitPlan, model: Model, data: AnnotatedImages, sweep: Mapping[str
 
 def _fit(plan: FitPlan, model: Model, data: AnnotatedImages, setting: Mapping[str, Any], console: Console) -> float:
     """The best merit that a decoder reaches on the pictures held out of its fit."""
-    from decoders.cache import FitProgress
-    from decoders.reader import fit_reader
-
     taxonomy = with_phrases(data.taxonomy, plan.perceiver.phrases)
-    perceiver = perceiver_of(plan.perceiver.reading(setting), model, taxonomy)
-    with meter("fit", console=console) as tick:
-
-        def tell(progress: FitProgress) -> None:
-            if progress.stage == "fit":
-                tick(progress.done, progress.total)
-
-        reader = fit_reader(
-            perceiver,
-            data,
-            taxonomy,
-            tasks=plan.tasks,
-            settings=plan.fit,
-            decoder=plan.decoder,
-            on_progress=tell,
-        )
+    tried = plan.model_copy(update={"perceiver": plan.perceiver.reading(setting)})
+    reader = fit_decoder(tried, model, data, taxonomy, console)
     merits = [point["merit"] for point in reader.manifest.report["points"]]
     if None in merits:
         raise UserError("a probe compares decoders on held-out pictures; set fit.holdout above 0")

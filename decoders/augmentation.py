@@ -13,7 +13,7 @@ import numpy as np
 
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Label
-from decoders.resizing import Size, mirror_label, resize_image, resize_label
+from decoders.resizing import Size, inside, mirror_label, resize_image, resize_label
 
 _BORDER_GREY = 127
 
@@ -152,8 +152,7 @@ def _moved(label: Label, prefix: str, planes: Mapping[str, np.ndarray]) -> Label
         points = label.keypoints_px
         if points is not None:
             places = planes[f"{prefix}points"].reshape(*points.shape[:2], 2)
-            inside = ((places >= -0.5) & (places < [size[1] - 0.5, size[0] - 0.5])).all(axis=-1, keepdims=True)
-            known = inside & (points[..., 2:] > 0)
+            known = inside(places, size)[..., None] & (points[..., 2:] > 0)
             points = np.where(known, np.concatenate([places, points[..., 2:]], axis=-1), 0).astype(np.float32)
         return replace(label, masks=np.stack(masks) if masks else np.zeros((0, *size), bool), keypoints_px=points)
     return replace(

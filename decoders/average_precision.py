@@ -1,4 +1,4 @@
-"""COCO's average precision of object masks, as pycocotools computes it."""
+"""COCO's average precision of objects, by their masks or their keypoints, as pycocotools computes it."""
 
 import contextlib
 import io
@@ -48,7 +48,7 @@ class AveragePrecision:
         self._taxonomy = taxonomy
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._images: list[dict[str, int]] = []
         self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
@@ -56,24 +56,11 @@ class AveragePrecision:
             raise UserError("objects can only be scored against objects; give instance masks")
         right, counted = hits(found, truth)
         self.reliability.add(found.scores[counted], right[counted])
-        self._sizes.append((truth.masks.shape[1], truth.masks.shape[2]))
+        _, height, width = truth.masks.shape
+        self._images.append({"id": len(self._images) + 1, "height": height, "width": width})
         for entries, objects in ((self._truth, truth), (self._found, found)):
-            for index, mask in enumerate(objects.masks):
-                if not mask.any():
-                    continue
-                rle = _coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-                entries.append(
-                    {
-                        "id": len(entries) + 1,  # from 1: COCOeval takes 0 for "no match"
-                        "image_id": len(self._sizes),
-                        "category_id": int(objects.category_ids[index]),
-                        "segmentation": rle,
-                        "area": int(mask.sum()),
-                        "bbox": [float(value) for value in _coco.toBbox(rle)],
-                        "iscrowd": int(objects.is_crowd[index]),
-                        "score": float(objects.scores[index]),
-                    }
-                )
+            for index in np.flatnonzero(objects.masks.any(axis=(1, 2))):
+                entries.append(_entry(objects, int(index), number=len(entries) + 1, image_id=len(self._images)))
 
     def result(self) -> dict[str, float]:
         """`ap` (IoU 0.50 to 0.95), `ap50`, the calibration error `ece` of the scores (right is an IoU of 0.50),
@@ -82,7 +69,11 @@ class AveragePrecision:
         present = sorted({entry["category_id"] for entry in self._truth if not entry["iscrowd"]})
         if not present:
             return {}
-        precision = self._precision(present) if self._found else np.zeros((10, 1, len(present)))
+        precision = (
+            average_precision(self._truth, self._found, images=self._images, categories=present)
+            if self._found
+            else np.zeros((10, 1, len(present)))
+        )
         names = [self._taxonomy.names[category - 1] for category in present]
         return {
             "ap": float(precision.mean()),
@@ -90,13 +81,6 @@ class AveragePrecision:
             "ece": self.reliability.expected_calibration_error,
             **{f"ap/{name}": float(precision[..., index].mean()) for index, name in enumerate(names)},
         }
-
-    def _precision(self, categories: list[int]) -> Float[np.ndarray, "ious recalls classes"]:
-        images = [
-            {"id": number, "height": height, "width": width}
-            for number, (height, width) in enumerate(self._sizes, start=1)
-        ]
-        return average_precision(self._truth, self._found, images=images, categories=categories)
 
     @property
     def merit(self) -> float:
@@ -118,7 +102,7 @@ class ObjectKeypointSimilarity:
         self._sigmas = taxonomy.skeleton.sigmas
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
-        self._images: list[dict[str, Any]] = []
+        self._images: list[dict[str, int]] = []
 
     def add(self, found: Label, truth: Label) -> None:
         if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
@@ -129,20 +113,10 @@ class ObjectKeypointSimilarity:
                 continue
             for index in np.flatnonzero(objects.category_ids == self._class):
                 points = objects.keypoints_px[index]
-                rle = _coco.encode(np.asfortranarray(objects.masks[index], dtype=np.uint8))
-                entries.append(
-                    {
-                        "id": len(entries) + 1,
-                        "image_id": len(self._images),
-                        "category_id": self._class,
-                        "keypoints": [float(value) for value in points.ravel()],
-                        "num_keypoints": 0 if objects.is_crowd[index] else int((points[:, 2] > 0).sum()),
-                        "area": int(objects.masks[index].sum()),
-                        "bbox": [float(value) for value in _coco.toBbox(rle)],
-                        "iscrowd": int(objects.is_crowd[index]),
-                        "score": float(objects.scores[index]),
-                    }
-                )
+                entry = _entry(objects, int(index), number=len(entries) + 1, image_id=len(self._images))
+                entry["keypoints"] = [float(value) for value in points.ravel()]
+                entry["num_keypoints"] = 0 if entry["iscrowd"] else int((points[:, 2] > 0).sum())
+                entries.append(entry)
 
     def result(self) -> dict[str, float]:
         """`oks_ap` (similarity 0.50 to 0.95) and `oks_ap50`."""
@@ -189,6 +163,21 @@ def average_precision(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def _entry(objects: InstanceSet, index: int, *, number: int, image_id: int) -> dict[str, Any]:
+    """An object as COCO's scorer wants it; `number` counts from 1, as it takes 0 for "no match"."""
+    rle = _coco.encode(np.asfortranarray(objects.masks[index], dtype=np.uint8))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": int(objects.category_ids[index]),
+        "segmentation": rle,
+        "area": int(objects.masks[index].sum()),
+        "bbox": [float(value) for value in _coco.toBbox(rle)],
+        "iscrowd": int(objects.is_crowd[index]),
+        "score": float(objects.scores[index]),
+    }
 
 
 def _dataset(

@@ -1,6 +1,6 @@
 """What a reader says about a picture: one label per task, given per pixel or per object."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ _SIGMAS = {
     "nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062,
     "hip": 0.107, "knee": 0.087, "ankle": 0.089,
 }  # fmt: skip
-_SIDES = ("left", "right")
+_MIRRORED = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +50,7 @@ class Skeleton:
     @property
     def mirrored(self) -> tuple[int, ...]:
         """For each point, the number of the one that takes its place in a mirror."""
-        left, right = _SIDES
-        swap = {left: right, right: left}
-        others = ("_".join(swap.get(word, word) for word in point.split("_")) for point in self.points)
+        others = ("_".join(_MIRRORED.get(word, word) for word in point.split("_")) for point in self.points)
         return tuple(self.points.index(other) if other in self.points else index for index, other in enumerate(others))
 
 
@@ -174,7 +172,7 @@ class DenseMap:
     valid: Bool[np.ndarray, "height width"]
     """False where there is no truth, as in the sky of a depth map; losses and metrics skip these."""
     confidence: Float32[np.ndarray, "height width"]
-    """0..1 as the decoder sees it, not calibrated; 1 where the label is given truth."""
+    """0..1, how likely the value is right; 1 where the label is given truth, 0 where not even validity is known."""
     storage: Storage
     repairs: int = 0
     """Specks that took the class of their neighbours."""
@@ -194,6 +192,36 @@ class InstanceSet:
     keypoints_px: Float32[np.ndarray, "objects points 3"] | None = None
     """x, y in pixels (0, 0 is the centre of the top left pixel) and COCO's visibility: 2 seen, 1 hidden, 0 not given
     (x and y are then 0). The points are those of the taxonomy's skeleton, all 0 for objects of another class."""
+
+    @classmethod
+    def collect(
+        cls,
+        masks: Sequence[Bool[np.ndarray, "height width"]],
+        category_ids: Sequence[int],
+        *,
+        size: tuple[int, int],
+        scores: Sequence[float] | None = None,
+        is_crowd: Sequence[bool] | None = None,
+        keypoints_px: Float32[np.ndarray, "objects points 3"] | None = None,
+    ) -> "InstanceSet":
+        """A set, be it empty, of objects given one by one; by default each is sure and single.
+
+        Args:
+            size: height and width of the picture.
+        """
+        count = len(masks)
+        return cls(
+            masks=np.stack(masks) if count else np.zeros((0, *size), bool),
+            category_ids=np.array(category_ids, np.int64),
+            scores=np.ones(count, np.float32) if scores is None else np.array(scores, np.float32),
+            is_crowd=np.zeros(count, bool) if is_crowd is None else np.array(is_crowd, bool),
+            keypoints_px=keypoints_px,
+        )
+
+    @property
+    def back_to_front(self) -> Int64[np.ndarray, " objects"]:
+        """Numbers of the objects, the larger ones first: painted so, the smaller one is on top where two overlap."""
+        return np.argsort(-self.masks.sum(axis=(1, 2)), kind="stable")
 
 
 Label = DenseMap | InstanceSet
@@ -215,13 +243,13 @@ def without_unsure(label: Label, threshold: float) -> Label:
     """The label with what is less sure than `threshold` taken out: pixels become void, objects are left out."""
     if isinstance(label, InstanceSet):
         kept = label.scores >= threshold
-        keypoints = None if label.keypoints_px is None else label.keypoints_px[kept]
-        return InstanceSet(
+        return replace(
+            label,
             masks=label.masks[kept],
             category_ids=label.category_ids[kept],
             scores=label.scores[kept],
             is_crowd=label.is_crowd[kept],
-            keypoints_px=keypoints,
+            keypoints_px=None if label.keypoints_px is None else label.keypoints_px[kept],
         )
     valid = label.valid & (label.confidence >= threshold)
     return replace(label, values=np.where(valid[..., None], label.values, np.float32(0)), valid=valid)

@@ -28,3 +28,9 @@ def mean_laplace(
     center = stacked.mean(0)
     spread = torch.stack([one.exp() for one in log_spreads]).mean(0) + (stacked - center).abs().mean(0)
     return center, spread.log()
+
+
+def mean_depth(looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Float[Tensor, "batch 3 height width"]:
+    """Of outputs with a Laplace distribution's centre and log spread, and the logit that there is a depth at all."""
+    center, log_spread = mean_laplace([look[:, :1] for look in looks], [look[:, 1:2] for look in looks])
+    return torch.cat([center, log_spread, mean_logits([look[:, 2:] for look in looks])], dim=1)

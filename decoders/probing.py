@@ -170,9 +170,10 @@ def _classes_of(label: Label) -> tuple[Int64[np.ndarray, "height width"], Bool[n
     if isinstance(label, InstanceSet):
         ids = np.zeros(label.masks.shape[1:], np.int64)
         known = np.ones(ids.shape, bool)
-        for mask, semantic_id, crowd in zip(label.masks, label.category_ids, label.is_crowd, strict=True):
-            ids[mask] = semantic_id
-            known[mask] &= not crowd
+        for index in label.back_to_front:
+            if not label.is_crowd[index]:
+                ids[label.masks[index]] = label.category_ids[index]
+        known[label.masks[label.is_crowd].any(axis=0) & (ids == 0)] = False
         return ids, known
     ids = np.where(label.valid, label.values[..., 0], 0).astype(np.int64)
     return ids, label.valid

@@ -62,10 +62,11 @@ class Reader:
         for size, members in groups.items():
             for start in range(0, len(members), settings.batch_size):
                 batch = members[start : start + settings.batch_size]
+                resized = [resize_image(images[index], size) for index in batch]
                 bundles = (
                     perceive(
                         self._perceiver,
-                        [resize_image(images[index], size) for index in batch],
+                        resized,
                         names=[f"number {index + 1} of {len(images)}" for index in batch],
                         batch_size=settings.batch_size,
                         look=look,

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 
-from decoders.labels import NORMALS_STORAGE, DenseMap, InstanceSet, Label
+from decoders.labels import NORMALS_STORAGE, InstanceSet, Label
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -41,11 +41,11 @@ def resize_label(label: Label, size: Size) -> Label:
         if points is not None:
             points = resize_points(points, label.masks.shape[1:], size)
         return replace(label, masks=np.ascontiguousarray(masks), keypoints_px=points)
-    return DenseMap(
+    return replace(
+        label,
         values=resize_nearest(label.values, size),
         valid=resize_nearest(label.valid, size),
         confidence=resize_nearest(label.confidence, size),
-        storage=label.storage,
     )
 
 
@@ -56,6 +56,11 @@ def resize_points(
     scale = np.array([new[1] / old[1], new[0] / old[0]], np.float32)
     moved = np.concatenate([(points[..., :2] + 0.5) * scale - 0.5, points[..., 2:]], axis=-1)
     return np.where(points[..., 2:] > 0, moved, 0).astype(np.float32)
+
+
+def inside(points: Float[np.ndarray, "*points 2"], size: Size) -> Bool[np.ndarray, "*points"]:
+    """Whether places x, y lie on a pixel of a picture, whose first pixel spans -0.5..0.5; false for NaN."""
+    return np.logical_and.reduce((points >= -0.5) & (points < np.array(size[::-1]) - 0.5), axis=-1)
 
 
 def mirror_label(label: Label, swap: Sequence[int] = ()) -> Label:
@@ -74,11 +79,11 @@ def mirror_label(label: Label, swap: Sequence[int] = ()) -> Label:
     values, valid, confidence = (plane[:, ::-1] for plane in (label.values, label.valid, label.confidence))
     if label.storage.unit == NORMALS_STORAGE.unit:
         values = values * np.array([-1, 1, 1], np.float32)
-    return DenseMap(
+    return replace(
+        label,
         values=np.ascontiguousarray(values),
         valid=np.ascontiguousarray(valid),
         confidence=np.ascontiguousarray(confidence),
-        storage=label.storage,
     )
 
 

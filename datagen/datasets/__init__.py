@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from datagen.coco_format import Category, Picture
 from datagen.files import IMAGE_SUFFIXES
 from datagen.palette import palette
 from decoders.errors import UserError
@@ -102,6 +103,39 @@ def list_images(
         if other != path:
             raise UserError(f"{what} {other} and {path} share the name {path.stem!r}, which must be unique; rename one")
     return dict(sorted(found.items()))
+
+
+def check_present(pictures: Sequence[Path]) -> None:
+    """Raises:
+    UserError: a picture is missing; counts them.
+    """
+    if missing := [path for path in pictures if not path.is_file()]:
+        raise UserError(f"{len(missing)} of {len(pictures)} pictures are missing, first {missing[0]}; check `images`")
+
+
+def check_categories(categories: Sequence[Category], json: Path) -> None:
+    """Raises:
+    UserError: two categories of a COCO file share an id.
+    """
+    if len({category.id for category in categories}) != len(categories):
+        raise UserError(f"{json}: two categories share an id; give each its own")
+
+
+def pictures_by_name(pictures: Iterable[Picture], json: Path) -> dict[str, Picture]:
+    """Those of a COCO file by normal name.
+
+    Raises:
+        UserError: two share a name.
+    """
+    found: dict[str, Picture] = {}
+    for picture in pictures:
+        other = found.setdefault(normal(picture.name), picture)
+        if other is not picture:
+            raise UserError(
+                f"{json}: pictures {other.file_name} and {picture.file_name} share the name {picture.name!r}, expected "
+                "names that differ; rename one"
+            )
+    return found
 
 
 def make_taxonomy(

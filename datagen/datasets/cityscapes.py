@@ -80,10 +80,10 @@ class Cityscapes(AnnotatedImages):
             for value in np.unique(ids).tolist()
             if (kind := value // _OBJECTS_FROM if value >= _OBJECTS_FROM else value) in things
         ]
-        objects = InstanceSet(
-            masks=np.stack([ids == value for value, _ in found]) if found else np.zeros((0, *ids.shape), bool),
-            category_ids=np.array([semantic_id for _, semantic_id in found], np.int64),
-            scores=np.ones(len(found), np.float32),
-            is_crowd=np.array([value < _OBJECTS_FROM for value, _ in found], bool),
+        objects = InstanceSet.collect(
+            [ids == value for value, _ in found],
+            [semantic_id for _, semantic_id in found],
+            size=(ids.shape[0], ids.shape[1]),
+            is_crowd=[value < _OBJECTS_FROM for value, _ in found],
         )
         return replace(picture, labels={**picture.labels, "instances": objects})

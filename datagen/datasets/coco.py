@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from datagen.coco_format import Annotation, Category, Picture, read_coco
-from datagen.datasets import BACKGROUND, AnnotatedImages, check_size, make_taxonomy, normal, select
+from datagen.datasets import (
+    BACKGROUND,
+    AnnotatedImages,
+    check_categories,
+    check_present,
+    check_size,
+    make_taxonomy,
+    pictures_by_name,
+    select,
+)
 from datagen.files import read_image
 from datagen.packing import confidence_name, unpack_map
 from datagen.palette import palette
@@ -55,17 +64,13 @@ class Coco(AnnotatedImages):
         self._root = root.expanduser()
         self._json = self._root / annotations
         file = read_coco(self._json)
-        self._pictures = _by_name(file.images, self._json)
+        self._pictures = pictures_by_name(file.images, self._json)
         self.names = select(list(self._pictures), names=names, first=first, every=every, where=self._json)
         self._files = {name: self._root / images / self._pictures[name].file_name for name in self.names}
-        if missing := [path for path in self._files.values() if not path.is_file()]:
-            raise UserError(
-                f"{len(missing)} of {len(self.names)} pictures are missing, first {missing[0]}; check `images`"
-            )
+        check_present(list(self._files.values()))
         tasks = {task for picture in file.images for task in picture.maps} & file.info.keys()
         has_maps = "semantic" in tasks
-        if len({category.id for category in file.categories}) != len(file.categories):
-            raise UserError(f"{self._json}: two categories share an id; give each its own")
+        check_categories(file.categories, self._json)
         self.taxonomy = (
             _own_taxonomy(file.categories, colors, self._json)
             if has_maps
@@ -120,11 +125,12 @@ class Coco(AnnotatedImages):
             points = self._points(annotations, picture)
         except UserError as error:
             raise UserError(f"{self._json}: {error}") from None
-        return InstanceSet(
-            masks=np.stack(masks) if masks else np.zeros((0, picture.height, picture.width), bool),
-            category_ids=np.array([self._semantic_ids[found.category_id] for found in annotations], np.int64),
-            scores=np.array([found.score for found in annotations], np.float32),
-            is_crowd=np.array([found.iscrowd for found in annotations], bool),
+        return InstanceSet.collect(
+            masks,
+            [self._semantic_ids[found.category_id] for found in annotations],
+            size=(picture.height, picture.width),
+            scores=[found.score for found in annotations],
+            is_crowd=[bool(found.iscrowd) for found in annotations],
             keypoints_px=points,
         )
 
@@ -144,8 +150,7 @@ class Coco(AnnotatedImages):
     def _paint(self, objects: InstanceSet) -> UInt8[np.ndarray, "height width"]:
         ids = np.full(objects.masks.shape[1:], self._unmarked, np.uint8)
         ids[objects.masks[objects.is_crowd].any(axis=0)] = 0
-        areas = objects.masks.sum(axis=(1, 2))
-        for index in np.argsort(-areas, kind="stable"):
+        for index in objects.back_to_front:
             if not objects.is_crowd[index]:
                 ids[objects.masks[index]] = objects.category_ids[index]
         return ids
@@ -153,7 +158,7 @@ class Coco(AnnotatedImages):
 
 def _skeleton(categories: Sequence[Category], json: Path) -> Skeleton | None:
     try:
-        found = [skeleton for category in categories if (skeleton := category.bones) is not None]
+        found = [skeleton for category in categories if (skeleton := category.as_skeleton) is not None]
     except UserError as error:
         raise UserError(f"{json}: {error}") from None
     if len(found) > 1:
@@ -168,18 +173,6 @@ def _with_confidence(label: Label, confidence: Label) -> Label:
     assert isinstance(label, DenseMap), "maps were read above"
     assert isinstance(confidence, DenseMap), "maps were read above"
     return replace(label, confidence=confidence.values[..., 0])
-
-
-def _by_name(pictures: Sequence[Picture], json: Path) -> dict[str, Picture]:
-    found: dict[str, Picture] = {}
-    for picture in pictures:
-        other = found.setdefault(normal(picture.name), picture)
-        if other is not picture:
-            raise UserError(
-                f"{json}: pictures {other.file_name} and {picture.file_name} share the name {picture.name!r}, expected "
-                "names that differ; rename one"
-            )
-    return found
 
 
 def _taxonomy(

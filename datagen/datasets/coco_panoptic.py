@@ -5,8 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from datagen.coco_format import Segment, read_panoptic
-from datagen.datasets import AnnotatedImages, check_size, make_taxonomy, normal, select
+from datagen.coco_format import SegmentEntry, read_panoptic
+from datagen.datasets import (
+    AnnotatedImages,
+    check_categories,
+    check_present,
+    check_size,
+    make_taxonomy,
+    pictures_by_name,
+    select,
+)
 from datagen.files import read_image
 from datagen.panoptic import from_colors
 from decoders.errors import UserError
@@ -38,35 +46,30 @@ class CocoPanoptic(AnnotatedImages):
         self._root = root.expanduser()
         self._json = self._root / annotations
         file = read_panoptic(self._json)
+        check_categories(file.categories, self._json)
         classes = {category.id: category for category in sorted(file.categories, key=lambda category: category.id)}
-        if len(classes) != len(file.categories):
-            raise UserError(f"{self._json}: two categories share an id; give each its own")
         self.taxonomy = make_taxonomy(
             {number: category.name for number, category in classes.items()},
             things=[category.name for category in classes.values() if category.isthing],
             colors=colors,
         )
         self._semantic_ids = {number: semantic_id for semantic_id, number in enumerate(classes, start=1)}
-        pictures = {picture.id: picture for picture in file.images}
-        self._segments: dict[str, tuple[Path, list[Segment]]] = {}
+        pictures = {picture.id: (name, picture) for name, picture in pictures_by_name(file.images, self._json).items()}
+        self._segments: dict[str, tuple[Path, list[SegmentEntry]]] = {}
         self._files: dict[str, Path] = {}
         for one in file.annotations:
-            picture = pictures.get(one.image_id)
-            if picture is None:
+            if one.image_id not in pictures:
                 raise UserError(
                     f"{self._json}: segments of image id {one.image_id}, which is not in `images`; "
                     "add it or remove them"
                 )
-            name = normal(picture.name)
+            name, picture = pictures[one.image_id]
             if name in self._files:
-                raise UserError(f"{self._json}: two pictures share the name {name!r}; rename one")
+                raise UserError(f"{self._json}: the segments of {picture.file_name} are given twice; remove one")
             self._files[name] = self._root / images / picture.file_name
             self._segments[name] = (self._root / segments / one.file_name, one.segments_info)
         self.names = select(list(self._files), names=names, first=first, every=every, where=self._json)
-        if missing := [self._files[name] for name in self.names if not self._files[name].is_file()]:
-            raise UserError(
-                f"{len(missing)} of {len(self.names)} pictures are missing, first {missing[0]}; check `images`"
-            )
+        check_present([self._files[name] for name in self.names])
 
     def load(self, name: str) -> AnnotatedImage:
         (path, segments), image = self._segments[name], read_image(self._files[name])
@@ -79,7 +82,7 @@ class CocoPanoptic(AnnotatedImages):
                 f"{sorted(known)[:9]} ...: take the JSON that belongs to these PNGs"
             )
         semantic = np.zeros(ids.shape, np.uint8)
-        things: list[tuple[Segment, int]] = []
+        things: list[tuple[SegmentEntry, int]] = []
         for segment in segments:
             semantic_id = self._semantic_ids.get(segment.category_id)
             if semantic_id is None:
@@ -91,10 +94,11 @@ class CocoPanoptic(AnnotatedImages):
                 semantic[ids == segment.id] = semantic_id
             if self.taxonomy.is_thing[semantic_id - 1]:
                 things.append((segment, semantic_id))
-        objects = InstanceSet(
-            masks=np.stack([ids == segment.id for segment, _ in things]) if things else np.zeros((0, *ids.shape), bool),
-            category_ids=np.array([semantic_id for _, semantic_id in things], np.int64),
-            scores=np.array([segment.score for segment, _ in things], np.float32),
-            is_crowd=np.array([segment.iscrowd for segment, _ in things], bool),
+        objects = InstanceSet.collect(
+            [ids == segment.id for segment, _ in things],
+            [semantic_id for _, semantic_id in things],
+            size=(ids.shape[0], ids.shape[1]),
+            scores=[segment.score for segment, _ in things],
+            is_crowd=[bool(segment.iscrowd) for segment, _ in things],
         )
         return AnnotatedImage(name=name, image=image, labels={"semantic": semantic_map(semantic), "instances": objects})

@@ -19,7 +19,7 @@ class Opinion(NamedTuple):
 
 
 class Critic(nn.Module):
-    """A patch discriminator (https://arxiv.org/abs/1611.07004): each verdict sees 22 x 22 pixels."""
+    """A patch discriminator (https://arxiv.org/abs/1611.07004): each verdict sees 26 x 26 pixels."""
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()

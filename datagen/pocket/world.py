@@ -26,6 +26,7 @@ from datagen.pocket.layout import Layout, draw_layout, step_closer
 from datagen.pocket.objects import PERSON, shadow
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map, surface_normals
+from decoders.resizing import inside
 
 SIZE = 128
 """Height and width of a scene unless asked otherwise, in pixels."""
@@ -250,9 +251,8 @@ def _visibility(
 ) -> Float32[np.ndarray, "points 3"]:
     """Places (x, y) with COCO's visibility: 2 on the object's own pixels or beside one, 1 elsewhere in the picture."""
     points = np.zeros((len(places), 3), np.float32)
-    height, width = mask.shape
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    for point, (x, y) in zip(points, places, strict=True):
-        if -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5:  # false for NaN
-            point[:] = x, y, 2 if grown[round(y), round(x)] else 1
+    for index in np.flatnonzero(inside(places, (mask.shape[0], mask.shape[1]))):
+        x, y = places[index]
+        points[index] = x, y, 2 if grown[round(y), round(x)] else 1
     return points

@@ -13,7 +13,7 @@ from decoders.calibration import Reliability
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, DenseMap, Label, Taxonomy, metric_depth
-from decoders.looks import mean_laplace, mean_logits
+from decoders.looks import mean_depth
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
 
@@ -120,8 +120,7 @@ class Depth(Task[Tensor]):
         )
 
     def merge(self, looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Tensor:
-        log_depth, spread = mean_laplace([look[:, :1] for look in looks], [look[:, 1:2] for look in looks])
-        return torch.cat([log_depth, spread, mean_logits([look[:, 2:] for look in looks])], dim=1)
+        return mean_depth(looks)
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 3 height width"], Label]]) -> None:

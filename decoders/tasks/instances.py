@@ -182,9 +182,8 @@ class Instances(Task[Objects]):
                 f"objects of the classes {unknown} found, countable are {self.things} of 1..{len(self.taxonomy)}; "
                 "mark these classes as things or remove the objects"
             )
-        areas = objects.masks.sum(axis=(1, 2))
-        kept = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= _FEWEST_PIXELS]
-        single = [index for index in kept if not objects.is_crowd[index]]
+        wanted = ~objects.is_crowd & (objects.masks.sum(axis=(1, 2)) >= _FEWEST_PIXELS)
+        single = [index for index in objects.back_to_front if wanted[index]]
         if len(single) >= min(_UNKNOWN, len(self.contents) + 1):
             raise UserError(
                 f"{len(single)} objects found, this reader can say {min(_UNKNOWN - 1, len(self.contents))}; raise the "

@@ -14,7 +14,7 @@ from torch.nn import functional
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, RELATIVE_DEPTH_STORAGE, DenseMap, Label, Taxonomy
-from decoders.looks import mean_laplace, mean_logits
+from decoders.looks import mean_depth
 from decoders.resizing import Size
 from decoders.tasks import Score, Task
 
@@ -83,8 +83,7 @@ class RelativeDepth(Task[Tensor]):
         return torch.stack(losses).sum() / max(1, len(losses) - 1) + self.validity * missing / known.sum().clamp_min(1)
 
     def merge(self, looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Tensor:
-        inverse, spread = mean_laplace([look[:, :1] for look in looks], [look[:, 1:2] for look in looks])
-        return torch.cat([inverse, spread, mean_logits([look[:, 2:] for look in looks])], dim=1)
+        return mean_depth(looks)
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:

@@ -370,6 +370,7 @@ class TestCocoPanoptic:
             ({"annotations": [one]}, r"a\.png holds segment 3, which"),
             ({"annotations": [one | {"image_id": 1}]}, "segments of image id 1, which is not in `images`"),
             ({"categories": [{"id": 3, "name": "car"}]}, "category id 92, expected one of"),
+            ({"annotations": [one, one]}, r"the segments of a\.png are given twice"),
             ({"annotations": []}, "holds no picture"),
         ):
             with pytest.raises(UserError, match=text):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from decoders.augmentation import Augmentation, make_view
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, metric_depth, semantic_map, surface_normals
-from decoders.resizing import resize_image, resize_nearest, round_size, working_size
+from decoders.resizing import inside, resize_image, resize_nearest, round_size, working_size
 from tests.decoders.toy_world import toy_picture, truth_of
 
 PLAIN = Augmentation()
@@ -181,3 +181,24 @@ def test_directions_are_mirrored_too():
         for view in range(1, 20)
     }
     assert seen == {np.float32(0.6).round(3).item(), np.float32(-0.6).round(3).item()}
+
+
+@given(
+    count=st.integers(0, 4),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+)
+def test_objects_collected_one_by_one(count: int, height: int, width: int):
+    masks = [np.full((height, width), index % 2 == 0) for index in range(count)]
+    found = InstanceSet.collect(masks, [index + 1 for index in range(count)], size=(height, width))
+    assert found.masks.shape == (count, height, width)
+    assert found.category_ids.tolist() == [index + 1 for index in range(count)]
+    assert found.scores.tolist() == [1.0] * count
+    assert not found.is_crowd.any()
+    areas = found.masks.sum(axis=(1, 2))[found.back_to_front]
+    assert np.all(areas[:-1] >= areas[1:])
+
+
+def test_pixels_reach_half_a_pixel_beyond_their_centres():
+    points = np.array([[-0.5, 0.0], [-0.6, 0.0], [9.4, 5.4], [9.5, 5.4], [9.4, 5.5], [np.nan, 0.0]])
+    assert inside(points, (6, 10)).tolist() == [True, False, True, False, False, False]
