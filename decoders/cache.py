@@ -11,7 +11,7 @@ from torch import Tensor
 from decoders.augmentation import make_view
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver
-from decoders.labels import AnnotatedImage, Label, LabelSet
+from decoders.labels import AnnotatedImage, Label, LabelSet, classes_in
 from decoders.perceiving import perceive, require_finite, select
 from decoders.resizing import Size
 from decoders.settings import FitSettings
@@ -78,6 +78,8 @@ class CachedView:
     more: tuple[FeatureBundle, ...]
     """Further looks at held-out views."""
     targets: Mapping[str, Tensor]
+    classes: frozenset[int]
+    """Semantic ids that the view shows."""
     labels: LabelSet
     """The truth itself for held-out views; empty for those that are learned from."""
     device: torch.device
@@ -165,6 +167,7 @@ def cache_views(
                     features=half,
                     more=tuple(more) if held else (),
                     targets=make_targets(one, tasks),
+                    classes=classes_in(one.labels),
                     labels=one.labels if held else {},
                     device=device,
                 )

@@ -239,6 +239,18 @@ class AnnotatedImage:
     labels: LabelSet = field(default_factory=dict[str, Label])
 
 
+def classes_in(labels: LabelSet) -> frozenset[int]:
+    """Semantic ids that a picture shows: those of its class maps and of its single objects."""
+    found: set[int] = set()
+    for label in labels.values():
+        if isinstance(label, InstanceSet):
+            single = label.masks.any(axis=(1, 2)) & ~label.is_crowd
+            found.update(label.category_ids[single].tolist())
+        elif label.storage.unit == CATEGORY:
+            found.update(int(value) for value in np.unique(label.values[label.valid]))
+    return frozenset(found)
+
+
 def without_unsure(label: Label, threshold: float) -> Label:
     """The label with what is less sure than `threshold` taken out: pixels become void, objects are left out."""
     if isinstance(label, InstanceSet):

@@ -1,5 +1,7 @@
 """The inner loop of a fit: updates on cached views, and the choice of the best step on held-out ones."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
@@ -137,12 +139,27 @@ def _batches(views: Sequence[CachedView], settings: FitSettings) -> Iterator[lis
     """`updates` batches: all views in a new order each round, the odd ones left over wait for the next round."""
     stream = np.random.default_rng([settings.seed, len(views)])
     size = min(settings.batch_size, len(views))
+    factors = repeat_factors([view.classes for view in views], settings.repeat_below)
     order: list[int] = []
     for _ in range(settings.updates):
         if len(order) < size:
-            order += stream.permutation(len(views)).tolist()
+            # A factor of 1.3 is once, and in three of ten rounds twice.
+            copies = np.floor(factors + stream.random(len(views))) if settings.repeat_below else factors
+            order += stream.permutation(np.repeat(np.arange(len(views)), copies.astype(np.intp))).tolist()
         chosen, order = order[:size], order[size:]
         yield [views[index] for index in chosen]
+
+
+def repeat_factors(shown: Sequence[frozenset[int]], below: float) -> Float64[np.ndarray, " views"]:
+    """How often each view is learned from in a round, at least once: as its rarest class wants.
+
+    Args:
+        shown: the classes of each view.
+        below: `FitSettings.repeat_below`.
+    """
+    counts = Counter(semantic_id for classes in shown for semantic_id in classes)
+    wanted = {semantic_id: math.sqrt(below * len(shown) / count) for semantic_id, count in counts.items()}
+    return np.array([max([1.0, *(wanted[semantic_id] for semantic_id in classes)]) for classes in shown])
 
 
 def _loss(

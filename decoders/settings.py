@@ -81,6 +81,9 @@ class FitSettings:
     """How often the held-out pictures are read."""
     patience: int = 6
     """Stop after so many evaluations without a better score."""
+    repeat_below: float = 0.0
+    """Views with a class that fewer than this share of the views show are learned from more often: sqrt(repeat_below /
+    share) times as often (repeat factors of LVIS, arXiv 1908.03195); 0 = all alike."""
     cache_gb: float = 4.0
     """Largest feature cache, GiB; fewer views are made where `views` would not fit."""
     perceive_batch: int = 4
@@ -94,7 +97,7 @@ class FitSettings:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "gradient_clip", "cache_gb"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("ema", "holdout"):
+        for name in ("ema", "holdout", "repeat_below"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("weight_decay", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

@@ -1,5 +1,6 @@
 """A fit learns, repeats itself exactly, keeps to its cache and says what is wrong."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any, overload
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from decoders.cache import FitProgress
 from decoders.errors import UserError
 from decoders.features import Perceiver
 from decoders.labels import AnnotatedImage, semantic_map
+from decoders.optimisation import repeat_factors
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.training import FitReport, fit, split
 from tests.decoders.toy_perceiver import ToyPerceiver
@@ -239,3 +243,40 @@ def test_a_wrong_id_names_the_picture_even_where_no_view_shows_it():
 def test_wrong_settings_are_refused(change: dict[str, Any], text: str):
     with pytest.raises(UserError, match=text):
         _fit(toy_pictures(2), replace(QUICK, **change))
+
+
+@given(
+    shown=st.lists(st.frozensets(st.integers(1, 6), max_size=4), min_size=1, max_size=30),
+    below=st.floats(0, 0.99),
+)
+def test_rare_classes_are_repeated(shown: list[frozenset[int]], below: float):
+    factors = repeat_factors(shown, below)
+    assert factors.min() >= 1
+    for semantic_id in frozenset[int]().union(*shown):
+        share = sum(semantic_id in classes for classes in shown) / len(shown)
+        least = min(factors[index] for index, classes in enumerate(shown) if semantic_id in classes)
+        assert least >= math.sqrt(below / share) - 1e-9
+    if not below:
+        assert factors.max() == 1
+
+
+def test_a_class_of_one_picture_in_four_is_seen_twice_as_often_as_without_balance():
+    shown = [frozenset({1, 2}), frozenset({1}), frozenset({1}), frozenset({1})]
+    assert repeat_factors(shown, 0.25).tolist() == [1, 1, 1, 1]
+    np.testing.assert_allclose(repeat_factors(shown, 0.99), [(0.99 * 4) ** 0.5, 1, 1, 1])
+
+
+def test_a_balanced_fit_repeats_itself_and_differs_from_a_plain_one():
+    pictures = toy_pictures(5)
+    common = np.ones((48, 64), np.uint8)
+    rare = np.where(np.arange(64) < 20, np.uint8(3), common)
+    pictures = [
+        replace(picture, labels={"semantic": semantic_map(common if index else rare)})
+        for index, picture in enumerate(pictures)
+    ]
+    settings = replace(QUICK, updates=30, holdout=0.0)
+    plain, _, _ = _fit(pictures, settings)
+    first, _, _ = _fit(pictures, replace(settings, repeat_below=0.9))
+    second, _, _ = _fit(pictures, replace(settings, repeat_below=0.9))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], plain[name]) for name in first)
