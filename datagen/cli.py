@@ -209,6 +209,13 @@ def label(
             help="Share of the answers to keep: the least sure become void. The reader's own by default.",
         ),
     ] = None,
+    classes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[=PHRASE],...",
+            help="All classes to look for, of a reader with an open vocabulary, as in 'road,car,tram=a yellow tram'.",
+        ),
+    ] = "",
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be decoded.")
     ] = False,
@@ -218,6 +225,7 @@ def label(
     from datagen.labelling import label as run
 
     choices: dict[str, Any] = {"batch_size": batch_size, "coverage": coverage, "model": model}
+    choices["classes"] = _phrases(classes) if classes else None
     summary = run(reader, images, to=to, skip_unreadable=skip_unreadable, **choices)
     _out.print(str(summary), markup=False)
 
@@ -329,6 +337,16 @@ def _numbers(option: str, text: str) -> list[int]:
     if not all(entry.isdecimal() for entry in entries):
         raise UserError(f"{option} {text!r} is no list of whole numbers, as in {option} 20,50,100")
     return [int(entry) for entry in entries]
+
+
+def _phrases(text: str) -> dict[str, str]:
+    phrases: dict[str, str] = {}
+    for entry in text.split(","):
+        name, _, phrase = (part.strip() for part in entry.partition("="))
+        if not name or name in phrases:
+            raise UserError(f"--classes {text!r} names {name!r} twice or not at all, expected NAME[=PHRASE],...")
+        phrases[name] = phrase or name
+    return phrases
 
 
 def _counts(text: str) -> dict[str, int]:

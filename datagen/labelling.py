@@ -51,6 +51,7 @@ def label(
     to: Path,
     batch_size: int | None = None,
     coverage: float | None = None,
+    classes: Mapping[str, str] | None = None,
     skip_unreadable: bool = False,
     model: str | None = None,
     console: Console | None = None,
@@ -65,6 +66,7 @@ def label(
         batch_size: pictures of equal size per pass of the model; the reader's own when None. A dataset keeps to one,
             since another number may change the last digits.
         coverage: share of the answers to keep, the least sure become void; the reader's own when None.
+        classes: name -> phrase of all classes to look for, of a reader with an open vocabulary; its own when None.
         skip_unreadable: leave out pictures that cannot be decoded, instead of stopping.
         model: where the reader's model lies now; where the reader says when None.
         console: where progress is told; stderr when None.
@@ -74,7 +76,7 @@ def label(
             or its model is missing or another one; `to` holds something else.
         KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
     """
-    manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage)
+    manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage, classes=classes)
     model_of(reader, manifest, source=model)
     files = list(_list_pictures(images, to).values())
     batch_size, coverage = manifest.reading.batch_size, manifest.reading.coverage
@@ -84,7 +86,7 @@ def label(
         "model": manifest.spec.model_digest,
         "batch_size": batch_size,
         "coverage": coverage,
-    }
+    } | ({} if classes is None else {"phrases": list(manifest.taxonomy.phrases)})
     writer = CocoWriter(to, manifest.taxonomy, info=info)
     todo = [path for path in files if not writer.has(path.name)]
     _check_same(set(files) - set(todo), to)
@@ -102,7 +104,7 @@ def label(
     if sizes:
         with meter("label", console=console) as tick:
             _label(
-                open_reader(reader, model=model, batch_size=batch_size, coverage=coverage),
+                open_reader(reader, model=model, batch_size=batch_size, coverage=coverage, classes=classes),
                 sizes,
                 writer,
                 batch_size,

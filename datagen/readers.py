@@ -1,12 +1,15 @@
 """A saved reader together with the model it was fitted on."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen.model import Model, ModelSettings
+from datagen.palette import palette
 from datagen.settings import check
 from decoders.errors import UserError
+from decoders.labels import Taxonomy
 from decoders.manifest import ReaderManifest
 
 if TYPE_CHECKING:
@@ -37,31 +40,63 @@ def model_of(folder: Path, manifest: ReaderManifest, *, source: str | None = Non
     return model
 
 
-def read_manifest(folder: Path, *, batch_size: int | None = None, coverage: float | None = None) -> ReaderManifest:
+def read_manifest(
+    folder: Path,
+    *,
+    batch_size: int | None = None,
+    coverage: float | None = None,
+    classes: Mapping[str, str] | None = None,
+) -> ReaderManifest:
     """What a saved reader says about itself, with changes of how it looks at pictures.
 
     Args:
         batch_size, coverage: as the fields of `ReadSettings`; the reader's own when None.
+        classes: name -> phrase of all classes to look for, where its vocabulary is open; its own when None.
+
+    Raises:
+        UserError: the folder holds no whole reader, or it cannot be asked for other classes.
     """
     manifest = ReaderManifest.read(folder)
+    if classes is not None:
+        manifest = manifest.asked(asked_taxonomy(manifest.taxonomy, classes))
     changes: dict[str, Any] = {"batch_size": batch_size, "coverage": coverage}
     reading = replace(manifest.reading, **{name: value for name, value in changes.items() if value is not None})
     return replace(manifest, reading=reading)
 
 
+def asked_taxonomy(fitted: Taxonomy, classes: Mapping[str, str]) -> Taxonomy:
+    """The classes asked for: known ones keep what is known of them, new ones get the next ids and are not countable."""
+    known = {name: index for index, name in enumerate(fitted.names)}
+    free = max(fitted.category_ids) + 1
+    new_ids = {name: free + index for index, name in enumerate(name for name in classes if name not in known)}
+    new_colors = dict(zip(new_ids, palette(len(fitted) + len(new_ids))[len(fitted) :], strict=True))
+    return Taxonomy(
+        names=tuple(classes),
+        is_thing=tuple(name in known and fitted.is_thing[known[name]] for name in classes),
+        colors=tuple(fitted.colors[known[name]] if name in known else new_colors[name] for name in classes),
+        category_ids=tuple(fitted.category_ids[known[name]] if name in known else new_ids[name] for name in classes),
+        phrases=tuple(classes.values()),
+    )
+
+
 def open_reader(
-    folder: Path, *, model: str | None = None, batch_size: int | None = None, coverage: float | None = None
+    folder: Path,
+    *,
+    model: str | None = None,
+    batch_size: int | None = None,
+    coverage: float | None = None,
+    classes: Mapping[str, str] | None = None,
 ) -> "decoders.reader.Reader":
     """Load a reader and its model.
 
     Args:
         model: where its model lies now; where the reader says when left out.
-        batch_size, coverage: as for `read_manifest`.
+        batch_size, coverage, classes: as for `read_manifest`.
 
     Raises:
-        UserError: the folder holds no whole reader; its model is missing or another one.
+        UserError: the folder holds no whole reader; its model is missing or another one; or as `read_manifest`.
     """
-    manifest = read_manifest(folder, batch_size=batch_size, coverage=coverage)
+    manifest = read_manifest(folder, batch_size=batch_size, coverage=coverage, classes=classes)
     wanted = model_of(folder, manifest, source=model)
 
     from decoders.perceivers.unet import UnetPerceiver
@@ -70,6 +105,6 @@ def open_reader(
     def perceiver(manifest: ReaderManifest) -> "decoders.features.Perceiver":
         return UnetPerceiver.from_settings(wanted.checkpoint, manifest.perceiver)
 
-    reader = load_reader(folder, perceiver)
+    reader = load_reader(folder, perceiver, asked=None if classes is None else manifest.taxonomy)
     reader.manifest = replace(reader.manifest, reading=manifest.reading)
     return reader

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec
 from decoders.settings import DecoderSettings
 
@@ -27,6 +28,10 @@ class TrunkFeatures:
     """All perceiver levels fused, on the grid of the finest one: wide, knows what things are."""
     fine: Float[Tensor, "batch fine_channels height width"]
     """At picture size: narrow, knows where they end."""
+    evidence: Float[Tensor, "batch classes evidence_channels deep_height deep_width"] | None = None
+    """Attention to each class phrase on the grid of `deep`; None unless the vocabulary is open."""
+    phrases: Float[Tensor, "classes phrase_width"] | None = None
+    """Vectors of the phrases; None unless the vocabulary is open."""
 
 
 class Standardise(nn.Module):
@@ -85,7 +90,15 @@ class Trunk(nn.Module):
     def __init__(self, spec: FeatureSpec, settings: DecoderSettings) -> None:
         super().__init__()
         width = settings.width
-        inputs = [features + maps for features, maps in zip(spec.channels, spec.attention_maps, strict=True)]
+        self.open_vocabulary = settings.open_vocabulary
+        self.phrase_width = spec.phrase_width or 0
+        self.evidence_channels = 0
+        if settings.open_vocabulary:
+            inputs = list(spec.channels)
+            self.evidence_channels = _evidence_channels(spec)
+            self.standardise_evidence = Standardise(self.evidence_channels)
+        else:
+            inputs = [features + maps for features, maps in zip(spec.channels, spec.attention_maps, strict=True)]
         self.standardise = nn.ModuleList(Standardise(channels) for channels in inputs)
         self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in inputs)
         self.drop = nn.Dropout2d(settings.dropout)
@@ -110,10 +123,13 @@ class Trunk(nn.Module):
     def calibrate(self, bundles: Iterable[FeatureBundle]) -> None:
         """Measure mean and deviation of each input channel over the fit set."""
         layers = [module for module in self.standardise if isinstance(module, Standardise)]
+        if self.open_vocabulary:
+            layers.append(self.standardise_evidence)
         totals = [torch.zeros(2, layer.mean.numel(), dtype=torch.float64) for layer in layers]
         counts = [0] * len(layers)
         for bundle in bundles:
-            for index, x in enumerate(_joined(bundle)):
+            inputs = [*self._inputs(bundle), _evidence(bundle).flatten(0, 1)] if self.open_vocabulary else None
+            for index, x in enumerate(inputs or self._inputs(bundle)):
                 flat = x.transpose(0, 1).flatten(1).double().cpu()
                 totals[index] += torch.stack([flat.sum(1), flat.square().sum(1)])
                 counts[index] += flat.shape[1]
@@ -127,7 +143,7 @@ class Trunk(nn.Module):
     def forward(self, bundle: FeatureBundle) -> TrunkFeatures:
         x: Tensor | None = None
         for joined, standardise, project, fuse in zip(
-            _joined(bundle), self.standardise, self.project, self.fuse, strict=True
+            self._inputs(bundle), self.standardise, self.project, self.fuse, strict=True
         ):
             level = self.drop(project(standardise(joined)))
             x = fuse(level if x is None else level + resize(x, level.shape[-2:]))
@@ -142,7 +158,18 @@ class Trunk(nn.Module):
             stems.append(seen)
         for stem, narrow, refine in zip(reversed(stems), reversed(self.narrow), reversed(self.refine), strict=True):
             x = refine(stem + resize(narrow(x), stem.shape[-2:]))
-        return TrunkFeatures(deep=deep, fine=self.fine_norm(x))
+        fine = self.fine_norm(x)
+        if not self.open_vocabulary:
+            return TrunkFeatures(deep=deep, fine=fine)
+        evidence = _evidence(bundle)
+        standard = self.standardise_evidence(evidence.flatten(0, 1)).unflatten(0, evidence.shape[:2])
+        return TrunkFeatures(deep=deep, fine=fine, evidence=standard, phrases=bundle.phrases)
+
+    def _inputs(self, bundle: FeatureBundle) -> list[Tensor]:
+        """What is fused, level by level: the features, with the class attention where the classes are always these."""
+        if self.open_vocabulary:
+            return list(bundle.levels)
+        return [torch.cat(pair, dim=1) for pair in zip(bundle.levels, bundle.attention, strict=True)]
 
 
 class PDecoder(nn.Module):
@@ -166,5 +193,19 @@ def resize(x: Float[Tensor, "batch channels _ _"], size: tuple[int, ...]) -> Flo
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _joined(bundle: FeatureBundle) -> Iterable[Tensor]:
-    return (torch.cat(pair, dim=1) for pair in zip(bundle.levels, bundle.attention, strict=True))
+def _evidence_channels(spec: FeatureSpec) -> int:
+    classes = len(spec.settings.get("phrases", ()))
+    if not classes or not sum(spec.attention_maps) or not spec.phrase_width:
+        raise UserError(
+            "an open vocabulary reads the attention to class phrases, and this perceiver gives none; set its "
+            "`attention` to mean or heads, or `decoder.open_vocabulary` to false"
+        )
+    return sum(maps // classes for maps in spec.attention_maps)
+
+
+def _evidence(bundle: FeatureBundle) -> Float[Tensor, "batch classes evidence_channels rows columns"]:
+    """The maps of each class from all levels, on the finest grid."""
+    assert bundle.phrases is not None, "the spec said so"
+    classes, grid = len(bundle.phrases), bundle.levels[-1].shape[-2:]
+    maps = [resize(level, grid).unflatten(1, (-1, classes)) for level in bundle.attention if level.shape[1]]
+    return torch.cat(maps, dim=1).transpose(1, 2)

@@ -25,13 +25,15 @@ class FeatureSpec:
     """Class attention maps per level: the number of classes, or 0 for a level without cross-attention."""
     settings: Mapping[str, Any]
     """The perceiver's own choices (layers, timestep, seed, phrases, ...), as plain JSON values."""
+    phrase_width: int | None = None
+    """Channels of a phrase's vector; 0 from a perceiver without, None in readers from before it was noted."""
 
     def check(self, found: "FeatureSpec", *, reader: str) -> None:
         """Raise a `UserError` naming each field in which `found` (the loaded one) differs from the reader's own."""
         differences = [
             f"  {field.name}: reader {getattr(self, field.name)!r}, model {getattr(found, field.name)!r}"
             for field in fields(self)
-            if getattr(self, field.name) != getattr(found, field.name)
+            if getattr(self, field.name) not in (getattr(found, field.name), None)
         ]
         if differences:
             raise UserError(
@@ -51,6 +53,7 @@ class FeatureSpec:
             channels=tuple(data["channels"]),
             attention_maps=tuple(data["attention_maps"]),
             settings=data["settings"],
+            phrase_width=data.get("phrase_width"),
         )
 
 
@@ -63,7 +66,10 @@ class FeatureBundle:
     levels: tuple[Float[Tensor, "batch _ _ _"], ...]
     """UNet features, coarse -> fine."""
     attention: tuple[Float[Tensor, "batch _ _ _"], ...]
-    """Cross-attention to each class phrase, coarse -> fine; zero channels where a level has none."""
+    """Cross-attention to each class phrase, coarse -> fine; zero channels where a level has none. Of several timesteps
+    or heads, all classes of the first come first."""
+    phrases: Float[Tensor, "classes phrase_width"] | None = None
+    """The phrases as the UNet is given them, the same for every picture."""
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +81,7 @@ class FeatureBundle:
             image=self.image.to(*args, **kwargs),
             levels=tuple(level.to(*args, **kwargs) for level in self.levels),
             attention=tuple(maps.to(*args, **kwargs) for maps in self.attention),
+            phrases=None if self.phrases is None else self.phrases.to(*args, **kwargs),
         )
 
     @staticmethod
@@ -84,6 +91,7 @@ class FeatureBundle:
             image=torch.cat([bundle.image for bundle in bundles]),
             levels=tuple(torch.cat(parts) for parts in zip(*(bundle.levels for bundle in bundles), strict=True)),
             attention=tuple(torch.cat(parts) for parts in zip(*(bundle.attention for bundle in bundles), strict=True)),
+            phrases=bundles[0].phrases,
         )
 
 

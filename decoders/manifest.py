@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,22 @@ class ReaderManifest:
     @property
     def perceiver(self) -> Mapping[str, Any]:
         return self.spec.settings
+
+    def asked(self, taxonomy: Taxonomy) -> "ReaderManifest":
+        """The same reader, asked for other classes.
+
+        Raises:
+            UserError: it has no open vocabulary.
+        """
+        if not self.decoder.open_vocabulary:
+            raise UserError(
+                f"this reader says the classes it was fitted on ({', '.join(self.taxonomy.names)}) and no others; to "
+                "ask for others, fit one with `decoder: {open_vocabulary: true}`"
+            )
+        maps = tuple(count // len(self.taxonomy) * len(taxonomy) for count in self.spec.attention_maps)
+        settings = {**self.spec.settings, "phrases": list(taxonomy.phrases)}
+        spec = replace(self.spec, attention_maps=maps, settings=settings)
+        return replace(self, taxonomy=taxonomy, spec=spec)
 
     def to_bytes(self) -> bytes:
         data = {

@@ -47,6 +47,7 @@ def select(bundle: FeatureBundle, index: int) -> FeatureBundle:
         image=bundle.image[row],
         levels=tuple(level[row] for level in bundle.levels),
         attention=tuple(maps[row] for maps in bundle.attention),
+        phrases=bundle.phrases,
     )
 
 

@@ -199,13 +199,21 @@ def fit_reader(
     return Reader(perceiver=perceiver, decoder=network, tasks=modules, manifest=manifest)
 
 
-def load_reader(folder: Path, perceiver_factory: Callable[[ReaderManifest], Perceiver]) -> Reader:
+def load_reader(
+    folder: Path, perceiver_factory: Callable[[ReaderManifest], Perceiver], *, asked: Taxonomy | None = None
+) -> Reader:
     """A saved reader on the model that `perceiver_factory` loads for it.
 
+    Args:
+        asked: classes to look for in the place of its own, as far as its vocabulary is open.
+
     Raises:
-        UserError: the folder holds no whole reader, or the model is not the one it was fitted on.
+        UserError: the folder holds no whole reader, the model is not the one it was fitted on, or the reader cannot be
+            asked for other classes.
     """
     manifest = ReaderManifest.read(folder)
+    if asked is not None:
+        manifest = manifest.asked(asked)
     weights = read_weights(folder, manifest)
     perceiver = perceiver_factory(manifest)
     # Through JSON and back, as the reader's own went: a tuple and a list are the same setting.

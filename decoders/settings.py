@@ -16,6 +16,9 @@ class DecoderSettings:
     """Channels at full picture size, a multiple of 8; they double with each halving, up to `width`."""
     dropout: float = 0.1
     """Share of the projected feature channels left out at random while fitting."""
+    open_vocabulary: bool = False
+    """Whether the reader can be asked for classes that it was not fitted on: every class is then judged by the same
+    numbers from the attention to its phrase."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.fine_width < 8 or self.width % 8 or self.fine_width % 8:

@@ -18,7 +18,7 @@ from decoders.labels import AnnotatedImage, Taxonomy
 from decoders.optimisation import Calibration, FitPoint, optimise, tune_confidence
 from decoders.resizing import Size, round_size
 from decoders.settings import DecoderSettings, FitSettings
-from decoders.tasks import Task, build_task
+from decoders.tasks import Task, build_task, find_task
 
 TrunkBuilder = Callable[[FeatureSpec, DecoderSettings], Trunk]
 
@@ -133,6 +133,12 @@ def build_decoder(
     Raises:
         UserError: unknown task or option.
     """
+    fixed = [name for name in tasks if not find_task(name).any_classes]
+    if settings.open_vocabulary and fixed:
+        raise UserError(
+            f"the task {fixed[0]} says the classes it was fitted on and no others; leave it out, or set "
+            "`decoder.open_vocabulary` to false"
+        )
     base = trunk(spec, settings)
     modules = {name: build_task(name, options, trunk=base, taxonomy=taxonomy) for name, options in tasks.items()}
     return PDecoder(base, modules), modules

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,20 +35,24 @@ class Decoded:
         reader: Path,
         fit: Path | None = None,
         coverage: Annotated[float, Gt(0), Le(1)] | None = None,
+        classes: Mapping[str, str] | None = None,
         model: Model | None = None,
     ) -> None:
         """Args:
         reader: folder written by `datagen fit`.
         fit: plan to fit it with, if that folder holds no reader yet.
         coverage: share of the answers to keep, the least sure become void; the reader's own when None.
+        classes: name -> phrase of all classes to look for, of a reader with an open vocabulary; its own when None.
         model: a checkpoint to borrow.
 
         Raises:
-            UserError: no reader there, or its model is neither `model` nor where the reader says.
+            UserError: no reader there, its model is neither `model` nor where the reader says, or it cannot be asked
+                for other classes.
         """
         del fit  # `prepare` has used it
         self._folder = reader
-        self._manifest = read_manifest(reader, coverage=coverage)
+        self._manifest = read_manifest(reader, coverage=coverage, classes=classes)
+        self._asked = None if classes is None else self._manifest.taxonomy
         self._model = model if model and self._fits(model) else model_of(reader, self._manifest)
 
     @staticmethod
@@ -90,7 +94,7 @@ class Decoded:
     def _reader(self) -> "decoders.reader.Reader":
         from decoders.reader import load_reader
 
-        reader = load_reader(self._folder, self._perceiver)
+        reader = load_reader(self._folder, self._perceiver, asked=self._asked)
         reader.manifest = replace(reader.manifest, reading=self._manifest.reading)
         return reader
 

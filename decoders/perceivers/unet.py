@@ -144,7 +144,8 @@ class UnetPerceiver:
             for group in zip(*passes, strict=True)
         )
         self._check_finite((*levels, *attention))
-        return FeatureBundle(image=pixels, levels=levels, attention=attention)
+        phrases = self._context.tokens[0, -len(reading.phrases) :].float() if reading.phrases else None
+        return FeatureBundle(image=pixels, levels=levels, attention=attention, phrases=phrases)
 
     def _pass(
         self,
@@ -263,6 +264,7 @@ def _describe(
         channels=tuple(looks * level.shape[1] for level in levels),
         attention_maps=tuple(looks * maps.shape[1] for maps in attention),
         settings=settings,
+        phrase_width=context.tokens.shape[2] if reading.phrases else 0,
     )
 
 

@@ -67,6 +67,9 @@ class Task(nn.Module, ABC, Generic[OutputT]):
     adds_to: ClassVar[str] = ""
     """Name of a task whose objects this one completes where both are read; its own label is then left out."""
 
+    any_classes: ClassVar[bool] = False
+    """Whether its numbers are the same for every taxonomy, given a trunk with an open vocabulary."""
+
     def __init__(self, taxonomy: Taxonomy) -> None:
         super().__init__()
         self.taxonomy = taxonomy

@@ -32,6 +32,7 @@ class Depth(Task[Tensor]):
     that there is a depth; the confidence of an invalid pixel is the probability that there is none.
     """
 
+    any_classes = True
     log_mean: Tensor
     log_scale: Tensor
     spread_factor: Tensor

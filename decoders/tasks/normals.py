@@ -29,6 +29,7 @@ class Normals(Task[Tensor]):
     probability that there is a surface; the confidence of an invalid pixel is the probability that there is none.
     """
 
+    any_classes = True
     concentration_factor: Tensor
     """What the concentrations are multiplied with, so that they fit held-out pictures."""
 

@@ -33,6 +33,7 @@ class RelativeDepth(Task[Tensor]):
     """
 
     learns_from = "depth"
+    any_classes = True
 
     def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, validity: float = 0.25) -> None:
         """Options.

@@ -13,6 +13,7 @@ from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
 from decoders.looks import mean_class_logits
+from decoders.open_vocabulary import PhraseHead
 from decoders.repair import repair_specks
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
@@ -28,6 +29,7 @@ class Semantic(Task[Tensor]):
     Confidence is the softmax probability of the class that won, at the temperature that fits held-out pictures best.
     """
 
+    any_classes = True
     class_weights: Tensor
     temperature: Tensor
 
@@ -62,8 +64,9 @@ class Semantic(Task[Tensor]):
         self.balance = balance
         self.dice = dice
         self.label_smoothing = label_smoothing
-        self.head = TwoScaleHead(trunk, len(taxonomy))
-        self.register_buffer("class_weights", torch.ones(len(taxonomy)))
+        self.head = PhraseHead(trunk) if trunk.open_vocabulary else TwoScaleHead(trunk, len(taxonomy))
+        # Not kept with a reader, which may be asked for other classes and only learns with these.
+        self.register_buffer("class_weights", torch.ones(len(taxonomy)), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
 
     def calibrate(self, targets: Iterable[UInt8[Tensor, "1 height width"]]) -> None:

@@ -79,6 +79,25 @@ def test_a_labelled_folder_is_a_sound_dataset(reader: Path, folder: Path, tmp_pa
     assert {category["id"]: category["name"] for category in written["categories"]} == {1: "road", 2: "car", 3: "sky"}
 
 
+def test_an_open_vocabulary_is_asked_for_other_classes(
+    reader: Path, pipelines: Mapping[str, Path], folder: Path, tmp_path: Path
+):
+    plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], photographs(tmp_path / "few", 3))
+    changes = ["fit.updates=4", "fit.evaluations=1", "decoder.open_vocabulary=true"]
+    open_reader = fit_from_plan(plan, tmp_path / "open", changes, QUIET).reader
+    classes = {"sky": "sky", "tram": "a yellow tram", "road": "road"}
+    label(open_reader, folder, tmp_path / "asked", classes=classes)
+    assert validate(tmp_path / "asked").sound
+    taxonomy = Coco(root=tmp_path / "asked").taxonomy
+    assert taxonomy.names == ("sky", "tram", "road")
+    assert taxonomy.category_ids == (3, 4, 1)  # known ones keep theirs
+    assert taxonomy.phrases == ("sky", "a yellow tram", "road")
+    with pytest.raises(UserError, match="another"):  # one folder, one question
+        label(open_reader, folder, tmp_path / "asked", classes={"sky": "sky"})
+    with pytest.raises(UserError, match=r"fitted on \(road, car, sky\) and no others"):
+        label(reader, folder, tmp_path / "no", classes=classes)
+
+
 def test_the_company_a_picture_is_in_does_not_matter(reader: Path, folder: Path, tmp_path: Path):
     label(reader, folder, tmp_path / "all")
     (tmp_path / "alone").mkdir()

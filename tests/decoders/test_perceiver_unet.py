@@ -58,6 +58,8 @@ def test_features_are_as_the_spec_says(kind: str, size: tuple[int, int], loaded:
     assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in _tensors(bundle))
     assert all(level.std() > 1e-3 for level in bundle.levels)
     assert all(0.2 < maps.mean() < 5 for maps in bundle.attention if maps.shape[1]), "1 = spread evenly"
+    assert bundle.phrases is not None
+    assert bundle.phrases.shape == (len(PHRASES), spec.phrase_width)
 
 
 @pytest.mark.parametrize("kind", KINDS)
