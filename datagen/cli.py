@@ -138,8 +138,15 @@ def fit(
 ) -> None:
     """Fit a reader on a few annotated pictures, and measure it if the plan names a validation set."""
     from datagen.fitting import fit_from_plan
+    from datagen.launchers import from_environment
 
-    _out.print(str(fit_from_plan(plan, to=to, overrides=settings or [], probe=probe)), markup=False)
+    launcher = from_environment()
+    try:
+        summary = fit_from_plan(plan, to=to, overrides=settings or [], probe=probe, launcher=launcher)
+    finally:
+        launcher.close()
+    if launcher.rank == 0:
+        _out.print(str(summary), markup=False)
 
 
 @app.command(

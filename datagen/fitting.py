@@ -13,6 +13,8 @@ from rich.console import Console
 
 from datagen.datasets import AnnotatedImages
 from datagen.files import json_bytes, read_json, write_json
+from datagen.launchers import Launcher
+from datagen.launchers.local import Local
 from datagen.meter import Counted, meter
 from datagen.model import Model, ModelSettings
 from datagen.plugins import Part, choose_part, settings_model
@@ -25,6 +27,7 @@ from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 
 if TYPE_CHECKING:
     import decoders.features
+    import decoders.peers
     import decoders.reader
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -150,8 +153,11 @@ def fit_from_plan(
     console: Console | None = None,
     *,
     probe: Path | None = None,
+    launcher: Launcher | None = None,
 ) -> FitSummary:
     """Fit a reader, save it, and measure it if the plan has a validation set; an equal one is kept and only measured.
+
+    Of several processes all fit, and the first alone writes and measures.
 
     Args:
         plan: YAML file.
@@ -159,6 +165,7 @@ def fit_from_plan(
         overrides: as `key.sub=value`.
         console: where progress is told; stderr when None.
         probe: folder of a finished `datagen probe`, whose best reading takes the place of the plan's.
+        launcher: knows the other processes; None when this one fits alone, as for a run whose others wait for it.
 
     Raises:
         UserError: a mistake in the plan or the data, or the folder holds something else. Nothing is overwritten.
@@ -169,22 +176,28 @@ def fit_from_plan(
 
         checked = checked.model_copy(update={"perceiver": checked.perceiver.reading(chosen(probe))})
     folder = to or checked.reader
+    launcher = launcher or Local()
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    if launcher.rank:
+        console = Console(quiet=True)
     data: AnnotatedImages = checked.data.build()
     taxonomy = with_phrases(data.taxonomy, checked.perceiver.phrases)
     validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None
     _check_validation(data, validation)
-    model = Model(checked.model.reference())
+    model = Model(checked.model.reference(), device=lambda: launcher.device)
     identity = _identity(checked, model, data)
     was_there = _is_there(folder, identity)
+    launcher.barrier()
     if was_there:
-        reader = open_reader(folder) if validation else None
+        reader = open_reader(folder) if validation and launcher.rank == 0 else None
     else:
-        _forget_others(folder, identity)
-        write_json(folder / _FIT_FILE, identity)
-        reader = _fit(checked, model, data, taxonomy, folder, console)
+        if launcher.rank == 0:
+            _forget_others(folder, identity)
+            write_json(folder / _FIT_FILE, identity)
+        launcher.barrier()
+        reader = _fit(checked, model, data, taxonomy, folder, console, launcher)
     scores: Scores = {}
-    if reader is not None and validation is not None:
+    if reader is not None and validation is not None and launcher.rank == 0:
         with meter("measure", console=console) as tick:
             scores = reader.evaluate(Counted(validation, tick))
         write_json(folder / _VALIDATION_FILE, scores)
@@ -192,9 +205,17 @@ def fit_from_plan(
 
 
 def _fit(
-    plan: FitPlan, model: Model, data: AnnotatedImages, taxonomy: Taxonomy, folder: Path, console: Console
+    plan: FitPlan,
+    model: Model,
+    data: AnnotatedImages,
+    taxonomy: Taxonomy,
+    folder: Path,
+    console: Console,
+    launcher: Launcher,
 ) -> "decoders.reader.Reader":
-    reader = fit_decoder(plan, model, data, taxonomy, console, state_file=folder / _STATE_FILE)
+    reader = fit_decoder(plan, model, data, taxonomy, console, state_file=folder / _STATE_FILE, peers=launcher.peers())
+    if launcher.rank:
+        return reader
     # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
     dtype = model.checkpoint.precision
     reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
@@ -210,9 +231,11 @@ def fit_decoder(
     console: Console,
     *,
     state_file: Path | None = None,
+    peers: "decoders.peers.Peers | None" = None,
 ) -> "decoders.reader.Reader":
     """Fit as the plan says and tell the progress; nothing is saved but the state to go on from."""
     from decoders.cache import FitProgress
+    from decoders.peers import ALONE
     from decoders.reader import fit_reader
     from decoders.tasks import find_task
 
@@ -236,6 +259,7 @@ def fit_decoder(
             reading=plan.reading,
             state_file=state_file,
             on_progress=tell,
+            peers=peers or ALONE,
         )
 
 

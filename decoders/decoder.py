@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec
+from decoders.peers import ALONE, Peers
 from decoders.settings import DecoderSettings
 
 
@@ -120,8 +121,8 @@ class Trunk(nn.Module):
         self.fine_channels = widths[0]
 
     @torch.no_grad()
-    def calibrate(self, bundles: Iterable[FeatureBundle]) -> None:
-        """Measure mean and deviation of each input channel over the fit set."""
+    def calibrate(self, bundles: Iterable[FeatureBundle], peers: Peers = ALONE) -> None:
+        """Measure mean and deviation of each input channel over the fit set, that of other processes included."""
         layers = [module for module in self.standardise if isinstance(module, Standardise)]
         if self.open_vocabulary:
             layers.append(self.standardise_evidence)
@@ -133,7 +134,8 @@ class Trunk(nn.Module):
                 flat = x.transpose(0, 1).flatten(1).double().cpu()
                 totals[index] += torch.stack([flat.sum(1), flat.square().sum(1)])
                 counts[index] += flat.shape[1]
-        for layer, total, count in zip(layers, totals, counts, strict=True):
+        for layer, own_total, own_count in zip(layers, totals, counts, strict=True):
+            total, count = peers.total(own_total), peers.total(torch.tensor(float(own_count)))
             mean, square = total / count
             deviation = (square - mean.square()).clamp_min(0).sqrt()
             scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 1.0)  # a dead channel stays as it is

@@ -22,6 +22,7 @@ from decoders.errors import UserError
 from decoders.features import FeatureBundle
 from decoders.fit_state import FitState
 from decoders.labels import Label
+from decoders.peers import ALONE, Peers, average_gradients
 from decoders.settings import FitSettings
 from decoders.tasks import Score, Task, decode
 
@@ -50,6 +51,7 @@ def optimise(
     settings: FitSettings,
     on_progress: OnProgress,
     state_file: Path | None = None,
+    peers: Peers = ALONE,
 ) -> tuple[tuple[FitPoint, ...], int]:
     """Fit in place; the decoder ends in evaluation mode.
 
@@ -57,11 +59,14 @@ def optimise(
         state_file: written at each evaluation, and gone on from if it is there; it must come from an equal fit. On a
             CPU the result is the same as without a stop.
 
+        peers: other processes, each with `fitted` of its own and its share of every batch, and the same `held_out`.
+
     Returns:
         All points, and the step whose weights were kept: the best on held-out pictures, or the last.
 
     Raises:
-        UserError: the loss is not finite; names the pictures of that batch.
+        UserError: the loss is not finite (names the pictures of that batch); the state is that of another number of
+            processes.
     """
     device = fitted[0].device
     decoder.to(device).train()
@@ -79,13 +84,19 @@ def optimise(
     state = FitState(state_file, {"decoder": decoder, "mean": mean}, optimiser) if state_file else None
     if state is not None and (found := state.load()) is not None:
         notes, best_weights = found
+        if notes["processes"] != peers.count:
+            raise UserError(
+                f"this fit was begun by {notes['processes']} processes, and there are {peers.count} now; go on with as "
+                f"many, or remove {state_file} to begin anew"
+            )
         done, best, best_step, worse = notes["step"], notes["best"], notes["best_step"], notes["worse"]
         points = [FitPoint(**point) for point in notes["points"]]
         schedule.load_state_dict(notes["schedule"])
         for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         on_progress(FitProgress(stage="fit", done=done, total=settings.updates, message=f"going on at update {done}"))
-    for step, batch in enumerate(_batches(fitted, settings), start=1):
+    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    for step, batch in enumerate(_batches(fitted, settings, peers), start=1):
         if step <= done:
             continue
         if worse >= settings.patience:
@@ -94,7 +105,8 @@ def optimise(
         losses.append(_finite(loss, batch, step))
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        clip_grad_norm_(decoder.parameters(), settings.gradient_clip)
+        average_gradients(parameters, peers)
+        clip_grad_norm_(parameters, settings.gradient_clip)
         optimiser.step()
         schedule.step()
         mean.update_parameters(decoder)
@@ -102,6 +114,7 @@ def optimise(
         if step in evaluated:
             mean.module.eval()
             scores, merit = _evaluate(mean.module, tasks, held_out, device)
+            merit = None if merit is None else peers.agree(merit)  # rounding must not part the processes
             points.append(FitPoint(step=step, loss=float(np.mean(losses)), merit=merit, scores=scores))
             message = f"update {step}: loss {points[-1].loss:.3f}" + (
                 "" if merit is None else f", held out {merit:.3f}"
@@ -110,8 +123,9 @@ def optimise(
             worse += 1
             if merit is None or merit > best:
                 best, best_step, best_weights, worse = merit or 0.0, step, deepcopy(mean.module.state_dict()), 0
-            if state is not None:
+            if state is not None and peers.rank == 0:
                 notes = {
+                    "processes": peers.count,
                     "step": step,
                     "best": best,
                     "best_step": best_step,
@@ -135,10 +149,10 @@ def _adamw(decoder: PDecoder, settings: FitSettings) -> torch.optim.AdamW:
     )
 
 
-def _batches(views: Sequence[CachedView], settings: FitSettings) -> Iterator[list[CachedView]]:
+def _batches(views: Sequence[CachedView], settings: FitSettings, peers: Peers) -> Iterator[list[CachedView]]:
     """`updates` batches: all views in a new order each round, the odd ones left over wait for the next round."""
-    stream = np.random.default_rng([settings.seed, len(views)])
-    size = min(settings.batch_size, len(views))
+    stream = np.random.default_rng([settings.seed, len(views), *([peers.rank] if peers.rank else [])])
+    size = min(settings.batch_size // peers.count, len(views))
     factors = repeat_factors([view.classes for view in views], settings.repeat_below)
     order: list[int] = []
     for _ in range(settings.updates):

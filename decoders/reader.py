@@ -20,6 +20,7 @@ from decoders.features import FeatureSpec, Perceiver
 from decoders.files import write_atomic
 from decoders.labels import AnnotatedImage, Label, LabelSet, Taxonomy, without_unsure
 from decoders.manifest import MANIFEST_FILE, WEIGHTS_FILE, ReaderManifest
+from decoders.peers import ALONE, Peers
 from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
@@ -158,13 +159,14 @@ def fit_reader(
     trunk: TrunkBuilder = Trunk,
     state_file: Path | None = None,
     on_progress: OnProgress = log_progress,
+    peers: Peers = ALONE,
 ) -> Reader:
     """Fit a decoder and join it with its perceiver.
 
     Args:
         tasks: task name -> options.
         reading: how the reader will look at pictures; by default at the scale it was fitted at.
-        state_file: where an interrupted fit goes on; see `decoders.training.fit`.
+        state_file, peers: see `decoders.training.fit`.
         trunk: another one than ours makes a baseline to measure against; such a reader is not for saving.
 
     Raises:
@@ -182,6 +184,7 @@ def fit_reader(
         looks=reading.looks if reading else 1,
         state_file=state_file,
         on_progress=on_progress,
+        peers=peers,
     )
     summary = asdict(report)
     del summary["seconds"]

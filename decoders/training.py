@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
 from decoders.labels import AnnotatedImage, Taxonomy
 from decoders.optimisation import Calibration, FitPoint, optimise, tune_confidence
+from decoders.peers import ALONE, Peers
 from decoders.resizing import Size, round_size
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Task, build_task, find_task
@@ -55,6 +56,7 @@ def fit(
     looks: int = 1,
     state_file: Path | None = None,
     on_progress: OnProgress = log_progress,
+    peers: Peers = ALONE,
 ) -> tuple[PDecoder, dict[str, Task], FitReport]:
     """Fit a decoder for `tasks` (name -> options); the perceiver stays as it is.
 
@@ -65,6 +67,9 @@ def fit(
         trunk: what the task heads stand on; another one than ours makes a baseline that is fitted the same way.
         looks: at each held-out picture, when confidences are tuned: as often as the reader will look.
         state_file: see `decoders.optimisation.optimise`: an interrupted fit goes on there, on views computed anew.
+        peers: other processes that fit the same decoder. Each perceives its share of the pictures to learn from, and
+            all of the held-out ones; the batch is divided among them, and all end with the same weights. Another number
+            of processes gives another, equally good decoder.
 
     Returns:
         The decoder in evaluation mode, its tasks by name (they are modules of the decoder) and the report.
@@ -81,6 +86,8 @@ def fit(
     with _reproducible(settings):
         decoder, modules = build_decoder(perceiver.spec, taxonomy, tasks, decoder_settings, trunk=trunk)
         fitted, held_out = split(len(annotated), holdout=settings.holdout, seed=settings.seed)
+        _check_peers(peers, len(fitted), settings)
+        fitted = fitted[peers.rank :: peers.count]
         first = annotated[0]
         plan = plan_cache(
             perceiver.spec,
@@ -91,11 +98,12 @@ def fit(
             held_out=held_out,
             settings=settings,
         )
+        plan = replace(plan, views=peers.agree(plan.views))  # rank 0 has the largest share
         on_progress(FitProgress(stage="perceive", done=0, total=plan.total, message=_announce(plan, settings)))
         fit_views, held_views = cache_views(perceiver, annotated, modules, plan, settings, on_progress, looks=looks)
-        decoder.trunk.calibrate(view.features for view in fit_views)
+        decoder.trunk.calibrate((view.features for view in fit_views), peers)
         for name, task in modules.items():
-            task.calibrate(view.targets[name] for view in fit_views)
+            task.calibrate(peers.everyone(view.targets[name] for view in fit_views))
         points, best_step = optimise(
             decoder,
             modules,
@@ -104,6 +112,7 @@ def fit(
             settings=settings,
             on_progress=on_progress,
             state_file=state_file,
+            peers=peers,
         )
         calibration = tune_confidence(decoder, modules, held_views)
     report = FitReport(
@@ -112,7 +121,7 @@ def fit(
         size=plan.size,
         views=plan.views,
         cache_bytes=plan.nbytes,
-        fitted=tuple(dict.fromkeys(view.picture for view in fit_views)),
+        fitted=tuple(peers.everyone(dict.fromkeys(view.picture for view in fit_views))),
         held_out=tuple(view.picture for view in held_views),
         calibration=calibration,
         seconds=time.perf_counter() - started,
@@ -167,6 +176,15 @@ def fit_size(settings: FitSettings, first: AnnotatedImage, multiple: int) -> Siz
             f"fit setting size is {settings.size}, and this model takes multiples of {multiple}; the nearest is {size}"
         )
     return size
+
+
+def _check_peers(peers: Peers, pictures: int, settings: FitSettings) -> None:
+    if settings.batch_size % peers.count or pictures < peers.count:
+        raise UserError(
+            f"{peers.count} processes were started to fit on {pictures} pictures with a batch_size of "
+            f"{settings.batch_size}; expected a picture for each, and a batch_size that divides evenly among them: "
+            "start fewer processes or change batch_size"
+        )
 
 
 def _announce(plan: CachePlan, settings: FitSettings) -> str:

@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import decoders.peers
 
 
 @runtime_checkable
@@ -15,12 +18,19 @@ class Launcher(Protocol):
         ...
 
     @property
+    def world(self) -> int: ...
+
+    @property
     def device(self) -> str:
         """The torch device of this process, such as `cpu` or `cuda:1`."""
         ...
 
     def assigned(self, shards: Iterable[int]) -> Iterator[int]:
         """Those of the shards 0, 1, 2, ... that this process makes."""
+        ...
+
+    def peers(self) -> "decoders.peers.Peers":
+        """The processes as those who fit one decoder together."""
         ...
 
     def barrier(self) -> None:

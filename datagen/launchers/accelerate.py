@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 
 from decoders.errors import UserError
+from decoders.peers import Group
 
 _PATIENCE = timedelta(days=7)
 """How long a barrier waits: as long as fitting a reader or making a shard may take, not the usual half hour."""
@@ -36,6 +37,9 @@ class Accelerate:
 
     def assigned(self, shards: Iterable[int]) -> Iterator[int]:
         return islice(iter(shards), self.rank, None, self.world)
+
+    def peers(self) -> Group:
+        return Group(self.device)
 
     def barrier(self) -> None:
         self._state.wait_for_everyone()

@@ -1,12 +1,17 @@
 """One process makes everything."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import decoders.peers
 
 
 class Local:
-    """The launcher of a plain `datagen generate`."""
+    """The launcher of a plain `datagen generate` or `datagen fit`."""
 
     rank = 0
+    world = 1
 
     @property
     def device(self) -> str:
@@ -16,6 +21,11 @@ class Local:
 
     def assigned(self, shards: Iterable[int]) -> Iterator[int]:
         return iter(shards)
+
+    def peers(self) -> "decoders.peers.Peers":
+        from decoders.peers import ALONE  # imports torch
+
+        return ALONE
 
     def barrier(self) -> None:
         """Nobody to wait for."""

@@ -11,6 +11,7 @@ from datagen.launchers import from_environment, launched_in_group
 from datagen.launchers.local import Local
 from decoders.errors import UserError
 from tests.datagen import toys
+from tests.datagen.test_fitting import photographs, write_plan
 
 
 def test_alone_means_every_shard(monkeypatch: pytest.MonkeyPatch):
@@ -95,6 +96,29 @@ def test_two_processes_make_the_same_bytes_as_one(tmp_path: Path, pipelines: dic
     ]
     assert datasets[0] == datasets[1]
     assert "run/exports/coco/annotations/instances.json" in datasets[0]
+
+
+def test_two_processes_fit_one_reader(tmp_path: Path, pipelines: dict[str, Path]):
+    photographs(tmp_path / "few", 6)
+    photographs(tmp_path / "unseen", 2, seed=1)
+    file = write_plan(
+        tmp_path / "plan.yaml", pipelines["sd1"], tmp_path / "few", validation={"root": str(tmp_path / "unseen")}
+    )
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
+        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "fit", str(file)),
+    ]
+    for expected in ("never saw", "fitted before, kept"):
+        done = subprocess.run(command, env=toys.environment(tmp_path), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("reader: ") == 1
+        assert expected in done.stdout
+    assert sorted(path.name for path in (tmp_path / "reader").iterdir()) == [
+        "decoder.safetensors",
+        "fit.json",
+        "reader.json",
+        "validation.json",
+    ]
 
 
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):
