@@ -18,6 +18,7 @@ from datagen.records import Recipe, Sample, Verdict
 from datagen.shards import ShardStore
 from datagen.sources import sample_id
 from decoders.errors import UserError
+from decoders.peers import ALONE, Peers
 from tests.datagen.toys import Brightness, Noise
 
 
@@ -52,6 +53,9 @@ class OneOf:
 
     def assigned(self, shards: Iterable[int]) -> Iterator[int]:
         return islice(iter(shards), self.rank, None, self.world)
+
+    def peers(self) -> Peers:
+        return ALONE
 
     def barrier(self) -> None: ...
 

@@ -143,7 +143,8 @@ def test_tuning_lowers_the_error_and_changes_no_answer(name: str):
 
 @pytest.mark.parametrize("name", ["semantic", "depth", "normals", "relative_depth", "instances"])
 def test_what_was_tuned_is_saved_with_the_weights(name: str):
-    tuned: dict[str, Any] = dict(task(name).named_buffers())
+    learned_with = {"class_weights"}  # of the loss alone: a reader asked for other classes has none
+    tuned: dict[str, Any] = {key: one for key, one in task(name).named_buffers() if key not in learned_with}
     assert set(tuned) <= set(task(name).state_dict())
     assert name == "relative_depth" or tuned
 
