@@ -13,16 +13,17 @@ updates x 0.2 s = 10 minutes.
 import argparse
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 from benchmarks.cells import Cell, measure_all
+from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.checkpoint import ModelReference, load_checkpoint
@@ -37,11 +38,12 @@ UNSEEN = ("sidewalk", "vegetation", "car")
 METHODS = ("open", "fixed, saw all")
 
 
-class SeenOnly(Sequence[AnnotatedImage]):
+class SeenOnly(AnnotatedImages):
     """Scenes in which the unseen classes are void and have no id."""
 
     def __init__(self, scenes: PocketScenes) -> None:
         self._scenes = scenes
+        self.names = scenes.names
         kept = [index for index, name in enumerate(world.TAXONOMY.names) if name not in UNSEEN]
         self.taxonomy = Taxonomy(
             names=tuple(world.TAXONOMY.names[index] for index in kept),
@@ -52,17 +54,8 @@ class SeenOnly(Sequence[AnnotatedImage]):
         self._new_ids = np.zeros(len(world.TAXONOMY) + 1, np.uint8)
         self._new_ids[np.array(kept) + 1] = np.arange(1, len(kept) + 1)
 
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    @overload
-    def __getitem__(self, index: int) -> AnnotatedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[AnnotatedImage]: ...
-    def __getitem__(self, index: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        picture = self._scenes[index]
+    def load(self, name: str) -> AnnotatedImage:
+        picture = self._scenes.load(name)
         return replace(picture, labels={"semantic": semantic_map(self._new_ids[_ids(picture)])})
 
 

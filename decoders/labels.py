@@ -223,6 +223,15 @@ class InstanceSet:
         """Numbers of the objects, the larger ones first: painted so, the smaller one is on top where two overlap."""
         return np.argsort(-self.masks.sum(axis=(1, 2)), kind="stable")
 
+    def painted(self, unmarked: int = 0) -> UInt8[np.ndarray, "height width"]:
+        """Semantic ids, the smaller object on top: 0 in crowds, `unmarked` outside of all objects."""
+        ids = np.full(self.masks.shape[1:], unmarked, np.uint8)
+        ids[self.masks[self.is_crowd].any(axis=0)] = 0
+        for index in self.back_to_front:
+            if not self.is_crowd[index]:
+                ids[self.masks[index]] = self.category_ids[index]
+        return ids
+
 
 Label = DenseMap | InstanceSet
 LabelSet = Mapping[str, Label]

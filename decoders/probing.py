@@ -168,12 +168,8 @@ def _only(picture: AnnotatedImage, labels: Sequence[str]) -> AnnotatedImage:
 def _classes_of(label: Label) -> tuple[Int64[np.ndarray, "height width"], Bool[np.ndarray, "height width"]]:
     """Class of each pixel, 0 where there is none, and where that is known."""
     if isinstance(label, InstanceSet):
-        ids = np.zeros(label.masks.shape[1:], np.int64)
-        known = np.ones(ids.shape, bool)
-        for index in label.back_to_front:
-            if not label.is_crowd[index]:
-                ids[label.masks[index]] = label.category_ids[index]
-        known[label.masks[label.is_crowd].any(axis=0) & (ids == 0)] = False
+        ids = label.painted().astype(np.int64)
+        known = ~label.masks[label.is_crowd].any(axis=0) | (ids > 0)
         return ids, known
     ids = np.where(label.valid, label.values[..., 0], 0).astype(np.int64)
     return ids, label.valid

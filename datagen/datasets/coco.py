@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from datagen.coco_format import Annotation, Category, Picture, read_coco
 from datagen.datasets import (
@@ -115,7 +115,7 @@ class Coco(AnnotatedImages):
         if self._has_objects:
             labels["instances"] = self._instances(picture)
         if "semantic" not in labels:
-            labels["semantic"] = semantic_map(self._paint(self._instances(picture)))
+            labels["semantic"] = semantic_map(self._instances(picture).painted(self._unmarked))
         return AnnotatedImage(name=name, image=image, labels=labels)
 
     def _instances(self, picture: Picture) -> InstanceSet:
@@ -146,14 +146,6 @@ class Coco(AnnotatedImages):
             if self._semantic_ids[found.category_id] == self.taxonomy.jointed:
                 points[index] = found.points(count, height=picture.height, width=picture.width)
         return points
-
-    def _paint(self, objects: InstanceSet) -> UInt8[np.ndarray, "height width"]:
-        ids = np.full(objects.masks.shape[1:], self._unmarked, np.uint8)
-        ids[objects.masks[objects.is_crowd].any(axis=0)] = 0
-        for index in objects.back_to_front:
-            if not objects.is_crowd[index]:
-                ids[objects.masks[index]] = objects.category_ids[index]
-        return ids
 
 
 def _skeleton(categories: Sequence[Category], json: Path) -> Skeleton | None:
