@@ -11,7 +11,6 @@ Every cell resumes by its content hash.
 """
 
 import argparse
-import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,115 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import segmentation_models_pytorch as smp
-import torch
-from diffusers import UNet2DConditionModel
-from jaxtyping import UInt8
 from scipy.stats import t as student_t
-from torch import nn
 
 from benchmarks.cells import Cell, measure_all
+from benchmarks.readers import MODEL, RATES, fit_best
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.fitting import FitPlan, data_digest, load_fit_plan
-from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
-from decoders.decoder import Trunk, TrunkFeatures
-from decoders.features import FeatureBundle, FeatureSpec, Perceiver, to_pixels
-from decoders.perceivers.unet import UnetPerceiver
-from decoders.reader import Reader, fit_reader
-from decoders.settings import DecoderSettings, FitSettings
-
-RATES = {"reader": (2e-3, 4e-3, 8e-3), "random UNet": (2e-3, 4e-3, 8e-3), "U-Net": (3e-4, 1e-3, 3e-3)}
-"""Where each method's best lies inside, found on few-shot scenes that no cell uses."""
-MODEL = ModelReference(source="package://datagen.pocket/weights")
-
-
-class PictureOnly:
-    """A perceiver that perceives nothing: the baseline has the picture alone."""
-
-    size_multiple = 32
-    spec = FeatureSpec(model_digest="", strides=(), channels=(), attention_maps=(), settings={})
-
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
-        del look
-        return FeatureBundle(image=to_pixels(images, torch.device("cpu")), levels=(), attention=())
-
-
-class Remembering:
-    """A perceiver that looks at the same batch once: the rates of a method fit on the same views."""
-
-    def __init__(self, perceiver: Perceiver) -> None:
-        self.perceiver = perceiver
-        self.spec = perceiver.spec
-        self.size_multiple = perceiver.size_multiple
-        self.known: dict[bytes, FeatureBundle] | None = {}
-        """None = remember no more, so that unseen pictures do not pile up in memory."""
-
-    def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
-        if self.known is None:
-            return self.perceiver.perceive(images, look=look)
-        key = hashlib.sha256(look.to_bytes(2) + images.tobytes()).digest()
-        if key not in self.known:  # in half precision, as the fit keeps them
-            self.known[key] = self.perceiver.perceive(images, look=look).to(torch.float16)
-        return self.known[key]
-
-
-class UnetTrunk(Trunk):
-    """segmentation-models-pytorch's U-Net without pretrained weights, in the place of our trunk."""
-
-    def __init__(self, _spec: FeatureSpec, settings: DecoderSettings) -> None:
-        nn.Module.__init__(self)
-        self.standardise = nn.ModuleList()
-        channels = (256, 128, 64, 32, settings.fine_width)
-        self.network = smp.Unet("resnet18", encoder_weights=None, decoder_channels=channels, classes=1)
-        self.deep_channels = self.fine_channels = settings.fine_width
-
-    def forward(self, bundle: FeatureBundle) -> TrunkFeatures:
-        features = self.network.decoder(self.network.encoder(bundle.image))
-        return TrunkFeatures(deep=features, fine=features)
-
-
-def random_unet(checkpoint: Checkpoint, seed: int) -> Checkpoint:
-    """The same model with every weight of its UNet drawn anew, as diffusers initialises it."""
-    torch.manual_seed(seed)
-    fresh: Any = UNet2DConditionModel.from_config(checkpoint.unet.config)
-    checkpoint.unet.load_state_dict(fresh.state_dict())
-    return checkpoint
-
-
-def perceiver_of(method: str, phrases: Sequence[str], seed: int) -> Perceiver:
-    if method == "U-Net":
-        return PictureOnly()
-    checkpoint = load_checkpoint(MODEL)
-    if method == "random UNet":
-        checkpoint = random_unet(checkpoint, seed)
-    return UnetPerceiver(checkpoint, phrases=phrases)
-
-
-def fit_best(
-    cell: Cell, pictures: AnnotatedImages, tasks: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]
-) -> tuple[Reader, float]:
-    """The fit with the best held-out merit over the method's learning rates."""
-    method, seed = cell["method"], cell["seed"]
-    perceiver = Remembering(perceiver_of(method, pictures.taxonomy.phrases, seed))
-    best: tuple[float, Reader, float] | None = None
-    for rate in cell["rates"]:
-        reader = fit_reader(
-            perceiver,
-            pictures,
-            pictures.taxonomy,
-            tasks=tasks,
-            settings=FitSettings(seed=seed, learning_rate=rate, **settings),
-            trunk=UnetTrunk if method == "U-Net" else Trunk,
-        )
-        merit = max(point["merit"] for point in reader.manifest.report["points"])
-        print(f"  {method} rate {rate:g}: held out {merit:.3f}", flush=True)
-        if best is None or merit > best[0]:
-            best = (merit, reader, rate)
-    assert best is not None
-    perceiver.known = None
-    return best[1], best[2]
+from decoders.checkpoint import load_checkpoint
+from decoders.reader import Reader
 
 
 def measure_pocket(cell: Cell) -> Mapping[str, Any]:
