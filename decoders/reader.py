@@ -24,7 +24,7 @@ from decoders.peers import ALONE, Peers
 from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
-from decoders.tasks import Task, decode, picture_of
+from decoders.tasks import Score, Task, decode, picture_of
 from decoders.training import TrunkBuilder, build_decoder, fit
 from decoders.weights import load_into, read_weights
 
@@ -38,7 +38,7 @@ class Reader:
         self.manifest = manifest
         self._perceiver = perceiver
         self._decoder = decoder.eval()
-        self._tasks = tasks
+        self.tasks = tasks
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -52,7 +52,7 @@ class Reader:
             UserError: the model gives features that are not finite.
         """
         settings = self.manifest.reading
-        thresholds = {name: self._threshold(name) for name in self._tasks}
+        thresholds = {name: self._threshold(name) for name in self.tasks}
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             native = image.shape[:2]
@@ -74,7 +74,7 @@ class Reader:
                     )
                     for look in range(settings.looks)
                 )
-                outputs = decode(self._decoder, self._tasks, bundles)
+                outputs = decode(self._decoder, self.tasks, bundles)
                 for row, index in enumerate(batch):
                     found = {name: picture_of(output, row) for name, output in outputs.items()}
                     labels[index] = self._read_one(found, images[index].shape[:2], thresholds)
@@ -82,18 +82,18 @@ class Reader:
 
     def _read_one(self, outputs: Mapping[str, Any], size: Size, thresholds: Mapping[str, float]) -> dict[str, Label]:
         labels: dict[str, Label] = {}
-        for name, task in self._tasks.items():
+        for name, task in self.tasks.items():
             if self._label_of(name) == name:
                 labels[name] = without_unsure(task.read(outputs[name], size)[0], thresholds[name])
-        for name, task in self._tasks.items():
+        for name, task in self.tasks.items():
             if (label := self._label_of(name)) != name:
                 labels[label] = task.complete(outputs[name], labels[label])
         return labels
 
     def _label_of(self, task: str) -> str:
         """The label that holds what a task says: its own, or that of the task it adds to."""
-        other = self._tasks[task].adds_to
-        return other if other in self._tasks else task
+        other = self.tasks[task].adds_to
+        return other if other in self.tasks else task
 
     def _threshold(self, task: str) -> float:
         """The confidence below which answers become void."""
@@ -117,15 +117,23 @@ class Reader:
         Raises:
             UserError: a picture lacks the label of a task, or has a wrong one; names the picture.
         """
-        scores = {name: task.score() for name, task in self._tasks.items()}
+        return {name: score.result() for name, score in self.compare(annotated).items()}
+
+    def compare(self, annotated: Sequence[AnnotatedImage]) -> dict[str, Score]:
+        """As `evaluate`, for who wants more than figures: how sure the answers were and how often right.
+
+        Raises:
+            UserError: as `evaluate`.
+        """
+        scores = {name: task.score() for name, task in self.tasks.items()}
         step = self.manifest.reading.batch_size
         for start in range(0, len(annotated), step):
             stop = min(start + step, len(annotated))
-            truths = [learnable(annotated[index], self._tasks) for index in range(start, stop)]
+            truths = [learnable(annotated[index], self.tasks) for index in range(start, stop)]
             for truth, found in zip(truths, self.read([truth.image for truth in truths]), strict=True):
                 for name, score in scores.items():
                     score.add(found[self._label_of(name)], truth.labels[name])
-        return {name: score.result() for name, score in scores.items()}
+        return scores
 
     def save(self, folder: Path, *, model: Mapping[str, Any], overwrite: bool = False) -> None:
         """Write `decoder.safetensors` and `reader.json`, the manifest last.

@@ -115,7 +115,7 @@ def test_features_that_are_not_finite_name_the_picture(reader: Reader):
     poisoned = Reader(
         perceiver=ToyPerceiver(classes=3, poison=True),
         decoder=reader._decoder,  # pyright: ignore[reportPrivateUsage]
-        tasks=reader._tasks,  # pyright: ignore[reportPrivateUsage]
+        tasks=reader.tasks,
         manifest=reader.manifest,
     )
     image = toy_picture(0).image.copy()
