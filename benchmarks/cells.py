@@ -38,6 +38,8 @@ def measure_all(
     wanted = {hashlib.sha256(json_bytes(cell)).hexdigest()[:16]: cell for cell in cells}
     missing = {key: cell for key, cell in wanted.items() if key not in known}
     for key, measured in _measured(measure, missing, workers):
+        if file.exists():
+            known |= read_json(file)  # what another process measured meanwhile
         known[key] = {"cell": dict(wanted[key]), "measured": measured}
         write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
         print(f"{name}: measured {json.dumps(wanted[key], sort_keys=True)}", flush=True)

@@ -51,6 +51,17 @@ def test_a_failure_loses_no_finished_cell(results: Path):
     assert len(json.loads((results / "some.json").read_text())) == 1
 
 
+def test_what_another_process_measures_meanwhile_is_kept(results: Path):
+    def measure(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+        if cell["method"] == "b":
+            other = {"other": {"cell": {}, "measured": {}}}
+            (results / "some.json").write_text(json.dumps(other))
+        return {}
+
+    cells.measure_all("some", CELLS, measure)
+    assert "other" in json.loads((results / "some.json").read_text())
+
+
 def test_an_interval_needs_two_seeds():
     assert interval([4.0]) == "+4.0 (one seed)"
     assert interval([4.0, 6.0, 5.0]) == "+5.0 (+2.5..+7.5)"  # t of 2 degrees of freedom: 4.303 / sqrt 3
