@@ -24,7 +24,8 @@ from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL, RATES, fit_best
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.fitting import FitPlan, data_digest, load_fit_plan
+from datagen.fit_plan import FitPlan, load_fit_plan
+from datagen.fitting import data_digest
 from decoders.checkpoint import load_checkpoint
 from decoders.reader import Reader
 

@@ -182,7 +182,7 @@ def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, Anno
                 "says how your own files are laid out"
             )
         return {"data": Coco(root=path)}
-    from datagen.fitting import load_fit_plan
+    from datagen.fit_plan import load_fit_plan
 
     plan = load_fit_plan(path, overrides)
     sources = {"data": plan.data.build()}

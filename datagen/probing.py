@@ -10,7 +10,8 @@ from rich.console import Console
 
 from datagen.datasets import AnnotatedImages
 from datagen.files import json_bytes, read_json, write_json
-from datagen.fitting import FitPlan, data_digest, fit_decoder, load_fit_plan, with_phrases
+from datagen.fit_plan import FitPlan, load_fit_plan
+from datagen.fitting import data_digest, fit_decoder, with_phrases
 from datagen.meter import meter
 from datagen.model import Model
 from datagen.sheet import spread

@@ -14,7 +14,8 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from datagen.fitting import FitSummary, PerceiverSettings, fit_from_plan, load_fit_plan
+from datagen.fit_plan import PerceiverSettings, load_fit_plan
+from datagen.fitting import FitSummary, fit_from_plan
 from datagen.model import ModelSettings
 from datagen.readers import open_reader
 from decoders.errors import UserError

@@ -1,0 +1,104 @@
+"""A plan of the verb `fit`: which model is read how, what is learned, and from which pictures."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
+
+from annotated_types import Ge
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+
+from datagen.model import ModelSettings
+from datagen.plugins import Part, choose_part, settings_model
+from datagen.settings import Settings, check, read_settings
+from decoders.errors import UserError
+from decoders.settings import DecoderSettings, FitSettings, ReadSettings
+
+_Choice = TypeVar("_Choice")
+
+
+def _choices(kind: type[_Choice], at: str, values: Any) -> _Choice:
+    """A settings dataclass of `decoders`, its keys and types checked like those of a plan."""
+    if not isinstance(values, dict):
+        raise UserError(f"{at}: found {values!r}, expected keys and values, one a line")
+    nested = {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
+    inner = {name: _choices(cast(Any, nested[name]), f"{at}.{name}", values[name]) for name in nested if name in values}
+    outer = {name: value for name, value in values.items() if name not in nested}
+    checked = check(settings_model(kind, given=tuple(nested)), outer, at=at, extra_keys=list(nested))
+    return kind(**{name: getattr(checked, name) for name in checked.model_fields_set}, **inner)
+
+
+def _as_json(values: Any) -> Any:
+    return None if values is None else asdict(values)
+
+
+def _dataset(at: str, values: Any) -> Part | None:
+    return None if values is None and at == "validation" else choose_part("datasets", values, at=at)
+
+
+def _with_options(values: Any) -> Any:
+    return {name: {} for name in values} if isinstance(values, list) else values
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
+
+
+class PerceiverSettings(Settings):
+    """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
+
+    timesteps: Annotated[tuple[Annotated[int, Ge(0)], ...], BeforeValidator(_as_tuple)] = (50,)
+    noises: Annotated[int, Ge(1)] = 1
+    noise_seed: Annotated[int, Ge(0)] = 0
+    layers: tuple[str, ...] = ("mid", "up")
+    attention: Literal["mean", "heads", "none"] = "mean"
+    keep_loras: bool = False
+    phrases: Mapping[str, str] = {}
+    """What the text encoder is asked for, by class name; the name itself when left out."""
+
+    def reading(self, choices: Mapping[str, Any]) -> "PerceiverSettings":
+        """These settings with other choices, given as JSON values."""
+        return check(PerceiverSettings, self.model_dump(mode="json") | dict(choices))
+
+
+class FitPlan(Settings):
+    """A plan of the verb `fit`. Paths in it are relative to the current folder, not to the plan's file."""
+
+    reader: Path
+    """Folder of the finished reader."""
+    model: ModelSettings
+    perceiver: PerceiverSettings = PerceiverSettings()
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
+    """Task name -> options: what the reader learns to say; a list of names where the options are the defaults."""
+    decoder: Annotated[
+        DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(_as_json)
+    ] = DecoderSettings()
+    fit: Annotated[FitSettings, PlainValidator(partial(_choices, FitSettings, "fit")), PlainSerializer(_as_json)] = (
+        FitSettings()
+    )
+    reading: Annotated[
+        ReadSettings | None, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(_as_json)
+    ] = None
+    """How the reader looks at pictures; at the scale it was fitted at when left out."""
+    data: Annotated[Part, PlainValidator(partial(_dataset, "data"))]
+    """The few annotated pictures."""
+    validation: Annotated[Part | None, PlainValidator(partial(_dataset, "validation"))] = None
+    """Others, to measure the reader on. What it leaves out is as in `data`, unless it is of another kind."""
+
+
+def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
+    """Read and check a plan, with overrides such as `data.root=photos` applied; no file of the data is looked at.
+
+    Raises:
+        UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
+    """
+    values = read_settings(path, overrides)
+    data, validation = values.get("data"), values.get("validation")
+    if (
+        isinstance(data, dict)
+        and isinstance(validation, dict)
+        and validation.get("kind", data.get("kind")) == data.get("kind")
+    ):
+        values["validation"] = data | validation
+    return check(FitPlan, values)
