@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,11 +20,10 @@ from decoders.calibration import fit_sigmoid
 from decoders.decoder import Trunk, TrunkFeatures, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
+from decoders.queries import UNKNOWN, QueryLayer, matching_cost, sine_positions, unpack
 from decoders.resizing import Size, coarsening
 from decoders.tasks import Score, Task
 
-_UNKNOWN = 255
-"""Number of pixels that belong to a crowd: neither this object nor not."""
 _FEWEST_PIXELS = 4
 """Of an object in a view; what is left of one that was cropped away teaches nothing."""
 _TUNED_FROM = 0.05
@@ -42,32 +41,6 @@ class Objects(NamedTuple):
     """The product with a pixel's features is the logit of the pixel belonging to the object."""
     deep: Float[Tensor, "batch deep_width deep_height deep_width"]
     fine: Float[Tensor, "batch fine_width height width"]
-
-
-class _Layer(nn.Module):
-    """Cross-attention where the object was seen, self-attention, a feed-forward network; norms come first."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.look = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.talk = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-
-    def forward(
-        self,
-        queries: Float[Tensor, "batch queries width"],
-        positions: Float[Tensor, "batch queries width"],
-        memory: Float[Tensor, "batch cells width"],
-        keys: Float[Tensor, "batch cells width"],
-        hidden: Bool[Tensor, "batch_and_heads queries cells"],
-    ) -> Float[Tensor, "batch queries width"]:
-        normed = self.norms[0](queries) + positions
-        queries = queries + self.look(normed, keys, memory, attn_mask=hidden, need_weights=False)[0]
-        normed = self.norms[1](queries)
-        asking = normed + positions
-        queries = queries + self.talk(asking, asking, normed, need_weights=False)[0]
-        return queries + self.think(self.norms[2](queries))
 
 
 class Instances(Task[Objects]):
@@ -126,14 +99,14 @@ class Instances(Task[Objects]):
         self.fine = nn.Conv2d(trunk.fine_channels, trunk.fine_channels, 1)
         self.contents = nn.Parameter(torch.randn(queries, width))
         self.positions = nn.Parameter(torch.randn(queries, width))
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(QueryLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.classify = nn.Linear(width, len(self.things) + 1)
         self.embed = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width + trunk.fine_channels))
 
     def calibrate(self, targets: Iterable[UInt8[Tensor, "2 height width"]]) -> None:
         """There is nothing to measure, only to make sure of."""
-        if not any(bool(((target[0] > 0) & (target[0] < _UNKNOWN)).any()) for target in targets):
+        if not any(bool(((target[0] > 0) & (target[0] < UNKNOWN)).any()) for target in targets):
             raise UserError(
                 "no picture has an object to learn from; give instance masks, or leave out the task instances"
             )
@@ -142,7 +115,7 @@ class Instances(Task[Objects]):
         deep, fine = self.deep(features.deep), self.fine(features.fine)
         memory = self.memory(features.deep)
         grid = memory.shape[-2:]
-        keys = (memory + _sine_positions(memory)).flatten(2).transpose(1, 2)
+        keys = (memory + sine_positions(memory)).flatten(2).transpose(1, 2)
         memory = memory.flatten(2).transpose(1, 2)
         coarse = torch.cat([deep, functional.adaptive_avg_pool2d(fine, grid)], dim=1)
         batch = len(memory)
@@ -184,13 +157,13 @@ class Instances(Task[Objects]):
             )
         wanted = ~objects.is_crowd & (objects.masks.sum(axis=(1, 2)) >= _FEWEST_PIXELS)
         single = [index for index in objects.back_to_front if wanted[index]]
-        if len(single) >= min(_UNKNOWN, len(self.contents) + 1):
+        if len(single) >= min(UNKNOWN, len(self.contents) + 1):
             raise UserError(
-                f"{len(single)} objects found, this reader can say {min(_UNKNOWN - 1, len(self.contents))}; raise the "
+                f"{len(single)} objects found, this reader can say {min(UNKNOWN - 1, len(self.contents))}; raise the "
                 "option queries of the task instances (254 at most), or split the picture"
             )
         packed = np.zeros((2, *objects.masks.shape[1:]), np.uint8)
-        packed[0, objects.masks[objects.is_crowd].any(axis=0)] = _UNKNOWN
+        packed[0, objects.masks[objects.is_crowd].any(axis=0)] = UNKNOWN
         for number, index in enumerate(single, start=1):
             packed[:, objects.masks[index]] = [[number], [self.things.index(int(objects.category_ids[index]))]]
         return torch.from_numpy(packed)
@@ -217,12 +190,12 @@ class Instances(Task[Objects]):
         mask_loss = dice_loss = classes.sum() * 0
         objects = 0
         for picture in range(len(classes)):
-            masks, kinds, known = _unpack(target[picture])
+            masks, kinds, known = unpack(target[picture])
             if not len(kinds):
                 continue
             flat = logits[picture].flatten(1)[:, known]
             with torch.no_grad():
-                cost = _matching_cost(classes[picture], flat, masks, kinds)
+                cost = matching_cost(classes[picture], flat, masks, kinds)
                 rows, columns = linear_sum_assignment(cost.cpu().numpy())
             chosen, order = torch.as_tensor(rows, device=flat.device), torch.as_tensor(columns, device=flat.device)
             wanted[picture, chosen] = kinds[order]
@@ -319,44 +292,6 @@ def _mask_logits(
     wide, narrow = embeddings.split([deep.shape[1], fine.shape[1]], dim=2)
     coarse = torch.einsum("bqw,bwyx->bqyx", wide, deep)
     return resize(coarse, fine.shape[-2:]) + torch.einsum("bqw,bwyx->bqyx", narrow, fine)
-
-
-def _unpack(
-    target: UInt8[Tensor, "2 height width"],
-) -> tuple[Float[Tensor, "objects pixels"], Int64[Tensor, " objects"], Bool[Tensor, " all_pixels"]]:
-    """Masks and classes of the objects over the pixels that are known, and which these are."""
-    numbers, kinds = target.flatten(1)
-    known = numbers != _UNKNOWN
-    numbers, kinds = numbers[known], kinds[known]
-    present = numbers.unique()
-    masks = numbers[None] == present[present > 0][:, None]
-    classes = torch.stack([kinds[mask][0] for mask in masks]) if len(masks) else kinds[:0]
-    return masks.float(), classes.long(), known
-
-
-def _matching_cost(
-    classes: Float[Tensor, "queries classes_and_none"],
-    logits: Float[Tensor, "queries pixels"],
-    masks: Float[Tensor, "objects pixels"],
-    kinds: Int64[Tensor, " objects"],
-) -> Float[Tensor, "queries objects"]:
-    pixels = logits.shape[1]
-    # BCE of a query with an object: softplus(-x) where the mask is, softplus(x) elsewhere = softplus(x) - x * mask.
-    entropy = (functional.softplus(logits).sum(1, keepdim=True) - logits @ masks.T) / pixels
-    probability = logits.sigmoid()
-    dice = 1 - (2 * probability @ masks.T + 1) / (probability.sum(1, keepdim=True) + masks.sum(1)[None] + 1)
-    return -2 * classes.softmax(1)[:, kinds] + 5 * entropy + 5 * dice
-
-
-def _sine_positions(grid: Float[Tensor, "batch width height_ width_"]) -> Float[Tensor, "1 width height_ width_"]:
-    """Sines and cosines of the place, relative to the picture's sides, a quarter of the channels each."""
-    _, width, rows, columns = grid.shape
-    frequencies = 2 * torch.pi * 2.0 ** torch.linspace(-1, 4, width // 4, device=grid.device)
-    y = ((torch.arange(rows, device=grid.device) + 0.5) / rows)[None] * frequencies[:, None]
-    x = ((torch.arange(columns, device=grid.device) + 0.5) / columns)[None] * frequencies[:, None]
-    down = torch.cat([y.sin(), y.cos()])[:, :, None].expand(-1, -1, columns)
-    right = torch.cat([x.sin(), x.cos()])[:, None, :].expand(-1, rows, -1)
-    return torch.cat([down, right])[None]
 
 
 def _objects(label: Label) -> InstanceSet:
