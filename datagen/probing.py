@@ -228,6 +228,8 @@ def _plot(summary: ProbeSummary) -> None:
     named = f"t {'+'.join(map(str, best.setting['timesteps']))}, {'+'.join(best.setting['layers'])}"
     axes.annotate(named, (best.passes, best.merit), textcoords="offset points", xytext=(8, -4), fontsize=8)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({one.passes for one in summary.ranked}))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("passes of the UNet for each picture")
     axes.set_ylabel("merit by ridge regression")
     axes.legend(title="class attention", fontsize=8)
