@@ -65,7 +65,7 @@ class FitSettings:
 
     updates: int = 600
     batch_size: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak of a one-cycle schedule: up over the first tenth of the updates, then down to nothing along a cosine."""
     weight_decay: float = 0.01
     """AdamW's, on convolution kernels only."""
