@@ -256,13 +256,14 @@ class Recipe:
 
     def __init__(self, perceiver: EveryBlock, task: Instances, *, seed: int) -> None:
         self.perceiver, self.task = perceiver, task
+        self.label = task.learns_from or "instances"
         torch.manual_seed(seed)
         self.network = RecipeNetwork(_channels(perceiver), queries=len(task.contents), classes=len(task.things))
         self.seed = seed
 
     def fit(self, pictures: AnnotatedImages, *, updates: int, evaluations: int = 8) -> Curve:
         """Adam at 1e-4, as many updates as asked for; held-out pictures are read beside the clock."""
-        name = self.task.learns_from or "instances"
+        name = self.label
         learned, held = split(len(pictures), holdout=0.2, seed=self.seed)
         loaded = [learnable(picture, {name: self.task}) for picture in pictures]
         stream = np.random.default_rng(self.seed)
@@ -288,7 +289,7 @@ class Recipe:
 
     @torch.no_grad()
     def score(self, pictures: Iterable[AnnotatedImage]) -> Score:
-        name = self.task.learns_from or "instances"
+        name = self.label
         score = self.task.score()
         for picture in pictures:
             output = self.network(self.perceiver.perceive(picture.image[None]))

@@ -4,10 +4,11 @@
 
 Random weights, float32, one picture (time depends on shapes alone). The tapped pass reads what a reader reads by
 default (features of the middle and of all up blocks, attention to twelve class phrases); plain and tapped passes
-alternate in one process and the median ratio counts. Extra memory is the difference of the peaks of two processes that
-differ in the tap alone. A reading is VAE encoding, the tapped pass and the decoder; it is set against a picture of 25
-guided steps, 25 passes of two pictures and VAE decoding, and one of 4 unguided steps, each part timed in the same
-rounds. Cost on two cores: 5 rounds x 40 s, 6 GiB of memory.
+alternate in one process and the median ratio counts. The plain pass has a prompt of 77 tokens, the tapped one the 44 of
+a reading here. Extra memory is the difference of the peaks of two processes that make one such pass. A reading is VAE
+encoding, the tapped pass and the decoder; it is set against a picture of 25 guided steps, 25 passes of two pictures and
+VAE decoding, and one of 4 unguided steps, each part timed in the same rounds. Cost on two cores: 5 rounds x 40 s, 6 GiB
+of memory.
 """
 
 import argparse
