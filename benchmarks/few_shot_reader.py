@@ -25,7 +25,7 @@ from benchmarks.readers import MODEL, RATES, fit_best
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.fit_plan import FitPlan, load_fit_plan
-from datagen.fitting import data_digest
+from datagen.fitting import data_digest, with_phrases
 from decoders.checkpoint import load_checkpoint
 from decoders.reader import Reader
 
@@ -46,8 +46,9 @@ def measure_camvid(cell: Cell, *, root: str) -> Mapping[str, Any]:
     plan = camvid_plan(root)
     assert plan.validation is not None
     few, unseen = plan.data.build(), plan.validation.build()
+    taxonomy = with_phrases(few.taxonomy, cell.get("phrases", {}))
     settings = {name: cell[name] for name in ("updates", "views")} | {"size": tuple(cell["size"])}
-    reader, rate = fit_best(cell, few, {"semantic": {}}, settings)
+    reader, rate = fit_best(cell, few, {"semantic": {}}, settings, taxonomy=taxonomy)
     return figures(reader, unseen) | {"learning_rate": rate}
 
 
@@ -68,16 +69,20 @@ def main() -> None:
     chosen = parser.parse_args()
     model = load_checkpoint(MODEL).base_digest[:16]
     common = {"updates": chosen.updates, "model": model}
+    reading: dict[str, Any] = {}
     if chosen.data == "pocket":
         variants = [common | {"views": 16, "pictures": count, "unseen": 200} for count in chosen.pictures]
         measure = measure_pocket
     else:
-        few = data_digest(camvid_plan(chosen.root).data.build())[:16]
+        plan = camvid_plan(chosen.root)
+        few = data_digest(plan.data.build())[:16]
         variants = [common | {"views": 8, "size": [192, 256], "data": few}]
+        reading["reading"] = plan.perceiver.model_dump(mode="json", exclude={"phrases"})
+        reading["phrases"] = dict(plan.perceiver.phrases)
         measure = partial(measure_camvid, root=chosen.root)
     # Seeds outermost: when time runs out, every condition has the same number of them.
     cells = [
-        variant | {"method": method, "seed": seed, "rates": list(rates)}
+        variant | {"method": method, "seed": seed, "rates": list(rates)} | ({} if method == "U-Net" else reading)
         for seed in chosen.seeds
         for variant in variants
         for method, rates in RATES.items()

@@ -4,6 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from decoders.cache import FitProgress
 from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
 from decoders.decoder import Standardise, Trunk, TrunkFeatures, resize
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver, to_pixels
+from decoders.labels import Taxonomy
 from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import Reader, fit_reader
 from decoders.settings import DecoderSettings, FitSettings
@@ -146,27 +148,41 @@ def random_unet(checkpoint: Checkpoint, seed: int) -> Checkpoint:
     return checkpoint
 
 
-def perceiver_of(method: str, phrases: Sequence[str], seed: int) -> Perceiver:
+def perceiver_of(
+    method: str, phrases: Sequence[str], seed: int, reading: Mapping[str, Any] = MappingProxyType({})
+) -> Perceiver:
+    """What a method sees of a picture; `reading` are choices of `UnetPerceiver`, where a UNet is read."""
     if method == "U-Net":
         return PictureOnly()
     checkpoint = load_checkpoint(MODEL)
     if method == "random UNet":
         checkpoint = random_unet(checkpoint, seed)
-    return UnetPerceiver(checkpoint, phrases=phrases)
+    return UnetPerceiver(checkpoint, phrases=phrases, **reading)
 
 
 def fit_best(
-    cell: Cell, pictures: AnnotatedImages, tasks: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]
+    cell: Cell,
+    pictures: AnnotatedImages,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: dict[str, Any],
+    *,
+    taxonomy: Taxonomy | None = None,
 ) -> tuple[Reader, float]:
-    """The fit with the best held-out merit over the method's learning rates."""
+    """The fit with the best held-out merit over the method's learning rates.
+
+    Args:
+        cell: says the method, the seed, the rates and, for a UNet that is not read by default, the reading.
+        taxonomy: the pictures' own, or that with other phrases.
+    """
     method, seed = cell["method"], cell["seed"]
-    perceiver = Remembering(perceiver_of(method, pictures.taxonomy.phrases, seed))
+    taxonomy = taxonomy or pictures.taxonomy
+    perceiver = Remembering(perceiver_of(method, taxonomy.phrases, seed, cell.get("reading", {})))
     best: tuple[float, Reader, float] | None = None
     for rate in cell["rates"]:
         reader = fit_reader(
             perceiver,
             pictures,
-            pictures.taxonomy,
+            taxonomy,
             tasks=tasks,
             settings=FitSettings(seed=seed, learning_rate=rate, **settings),
             trunk=UnetTrunk if method == "U-Net" else Trunk,

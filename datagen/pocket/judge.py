@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,23 +38,30 @@ def build() -> nn.Module:
 def train(
     network: nn.Module, scenes: ScenePool, *, folder: Path, schedule: loop.Schedule, batch_size: int = 16, seed: int = 2
 ) -> nn.Module:
-    """Cross-entropy on pictures with random flips, brightness and contrast; returns the averaged network."""
+    """Cross-entropy on batches of `draw_batch`; returns the averaged network."""
     device = next(network.parameters()).device
 
     def loss(step: int) -> Mapping[str, Tensor]:
-        random = loop.stream(seed, step)
-        chosen = torch.randint(len(scenes), (batch_size,), generator=random).numpy()
-        pictures = to_pixels(scenes.images[chosen], device)
-        truth = torch.from_numpy(scenes.semantic[chosen]).to(device).long() - 1
-        flips = torch.rand(batch_size, generator=random) < 0.5
-        pictures[flips], truth[flips] = pictures[flips].flip(-1), truth[flips].flip(-1)
-        gain = (0.8 + 0.4 * torch.rand(batch_size, 1, 1, 1, generator=random)).to(device)
-        shift = (0.2 * torch.rand(batch_size, 1, 1, 1, generator=random) - 0.1).to(device)
+        pictures, truth = draw_batch(scenes, batch_size, loop.stream(seed, step), device)
         with loop.half_precision(device):
-            logits = network(pictures * gain + shift)
+            logits = network(pictures)
         return {"loss": functional.cross_entropy(logits.float(), truth, ignore_index=-1)}
 
     return loop.advance(network, loss, folder=folder, schedule=schedule)
+
+
+def draw_batch(
+    scenes: ScenePool, size: int, random: torch.Generator, device: torch.device
+) -> tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, "batch height width"]]:
+    """Pictures with random flips, brightness and contrast; classes from 0, where -1 is unlabelled."""
+    chosen = torch.randint(len(scenes), (size,), generator=random).numpy()
+    pictures = to_pixels(scenes.images[chosen], device)
+    truth = torch.from_numpy(scenes.semantic[chosen]).to(device).long() - 1
+    flips = torch.rand(size, generator=random) < 0.5
+    pictures[flips], truth[flips] = pictures[flips].flip(-1), truth[flips].flip(-1)
+    gain = (0.8 + 0.4 * torch.rand(size, 1, 1, 1, generator=random)).to(device)
+    shift = (0.2 * torch.rand(size, 1, 1, 1, generator=random) - 0.1).to(device)
+    return pictures * gain + shift, truth
 
 
 def load(path: Path) -> nn.Module:

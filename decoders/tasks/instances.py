@@ -39,8 +39,8 @@ class Objects(NamedTuple):
     """Logits of each countable class, the last of there being no object."""
     embeddings: Float[Tensor, "batch layers queries channels"]
     """The product with a pixel's features is the logit of the pixel belonging to the object."""
-    deep: Float[Tensor, "batch deep_width deep_height deep_width"]
-    fine: Float[Tensor, "batch fine_width height width"]
+    deep: Float[Tensor, "batch deep_channels deep_height deep_width"]
+    fine: Float[Tensor, "batch fine_channels height width"]
 
 
 class Instances(Task[Objects]):
