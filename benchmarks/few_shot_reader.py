@@ -1,7 +1,7 @@
 """Is reading a diffusion model worth it? Against the same decoder on a random UNet, and a U-Net from scratch.
 
     python -m benchmarks.few_shot_reader pocket [--pictures 20 100] [--seeds 0 1 2] [--updates 600]
-    python -m benchmarks.few_shot_reader camvid [--root ../shared/data/camvid]
+    python -m benchmarks.few_shot_reader camvid [--pictures 20 60 367] [--size 192 256] [--root ../shared/data/camvid]
 
 All three see the same pictures, augmented views, updates, losses and held-out part, at full picture size; each gets the
 best of three learning rates as judged on the held-out part of the few, and only that one is measured on unseen
@@ -11,6 +11,7 @@ Every cell resumes by its content hash.
 """
 
 import argparse
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.fit_plan import FitPlan, load_fit_plan
 from datagen.fitting import data_digest, with_phrases
+from datagen.settings import read_settings
 from decoders.checkpoint import load_checkpoint
 from decoders.reader import Reader
 
@@ -38,12 +40,19 @@ def measure_pocket(cell: Cell) -> Mapping[str, Any]:
     return figures(reader, unseen) | {"learning_rate": rate}
 
 
-def camvid_plan(root: str) -> FitPlan:
-    return load_fit_plan(Path("configs/camvid_reader.yaml"), [f"data.root={root}"])
+CAMVID = Path("configs/camvid_reader.yaml")
+CAMVID_PICTURES = (20, 60, 367)
+"""A third of those that the plan lists, as spread over the drives as they; the plan's own; all that there are."""
+
+
+def camvid_plan(root: str, pictures: int) -> FitPlan:
+    listed: list[str] = read_settings(CAMVID)["data"]["names"]
+    names = {20: listed[::3], 60: listed, 367: None}[pictures]
+    return load_fit_plan(CAMVID, [f"data.root={root}", f"data.names={json.dumps(names)}"])
 
 
 def measure_camvid(cell: Cell, *, root: str) -> Mapping[str, Any]:
-    plan = camvid_plan(root)
+    plan = camvid_plan(root, cell.get("pictures", 60))
     assert plan.validation is not None
     few, unseen = plan.data.build(), plan.validation.build()
     taxonomy = with_phrases(few.taxonomy, cell.get("phrases", {}))
@@ -61,7 +70,8 @@ def figures(reader: Reader, unseen: AnnotatedImages) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["pocket", "camvid"])
-    parser.add_argument("--pictures", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--pictures", type=int, nargs="+", help="20 and 100 of pocket, 60 of camvid when left out")
+    parser.add_argument("--size", type=int, nargs=2, default=[192, 256], help="of camvid: height and width while read")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
@@ -71,14 +81,23 @@ def main() -> None:
     common = {"updates": chosen.updates, "model": model}
     reading: dict[str, Any] = {}
     if chosen.data == "pocket":
-        variants = [common | {"views": 16, "pictures": count, "unseen": 200} for count in chosen.pictures]
+        counts = chosen.pictures or [20, 100]
+        variants = [common | {"views": 16, "pictures": count, "unseen": 200} for count in counts]
         measure = measure_pocket
     else:
-        plan = camvid_plan(chosen.root)
-        few = data_digest(plan.data.build())[:16]
-        variants = [common | {"views": 8, "size": [192, 256], "data": few}]
-        reading["reading"] = plan.perceiver.model_dump(mode="json", exclude={"phrases"})
-        reading["phrases"] = dict(plan.perceiver.phrases)
+        counts = chosen.pictures or [60]
+        if unknown := set(counts).difference(CAMVID_PICTURES):
+            parser.error(f"--pictures: found {sorted(unknown)}, expected some of {CAMVID_PICTURES}")
+        plans = {count: camvid_plan(chosen.root, count) for count in counts}
+        variants = [
+            common
+            | {"views": 8, "size": chosen.size, "data": data_digest(plan.data.build())[:16]}
+            | ({} if count == 60 else {"pictures": count})
+            for count, plan in plans.items()
+        ]
+        perceiver = plans[counts[0]].perceiver
+        reading["reading"] = perceiver.model_dump(mode="json", exclude={"phrases"})
+        reading["phrases"] = dict(perceiver.phrases)
         measure = partial(measure_camvid, root=chosen.root)
     # Seeds outermost: when time runs out, every condition has the same number of them.
     cells = [
