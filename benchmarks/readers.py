@@ -4,7 +4,6 @@ import hashlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -148,9 +147,7 @@ def random_unet(checkpoint: Checkpoint, seed: int) -> Checkpoint:
     return checkpoint
 
 
-def perceiver_of(
-    method: str, phrases: Sequence[str], seed: int, reading: Mapping[str, Any] = MappingProxyType({})
-) -> Perceiver:
+def perceiver_of(method: str, phrases: Sequence[str], seed: int, **reading: Any) -> Perceiver:
     """What a method sees of a picture; `reading` are choices of `UnetPerceiver`, where a UNet is read."""
     if method == "U-Net":
         return PictureOnly()
@@ -176,7 +173,7 @@ def fit_best(
     """
     method, seed = cell["method"], cell["seed"]
     taxonomy = taxonomy or pictures.taxonomy
-    perceiver = Remembering(perceiver_of(method, taxonomy.phrases, seed, cell.get("reading", {})))
+    perceiver = Remembering(perceiver_of(method, taxonomy.phrases, seed, **cell.get("reading", {})))
     best: tuple[float, Reader, float] | None = None
     for rate in cell["rates"]:
         reader = fit_reader(
