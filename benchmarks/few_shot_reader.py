@@ -24,10 +24,10 @@ from scipy.stats import t as student_t
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL, RATES, fit_best
-from datagen.datasets import AnnotatedImages
+from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.fit_plan import FitPlan, load_fit_plan
-from datagen.fitting import data_digest, with_phrases
+from datagen.fitting import with_phrases
 from datagen.settings import read_settings
 from decoders.checkpoint import load_checkpoint
 from decoders.reader import Reader

@@ -1,15 +1,14 @@
 """The verb `fit`: from a plan to a saved reader, and what it is worth on pictures that it never saw."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from datagen.datasets import AnnotatedImages
-from datagen.files import json_bytes, read_json, write_json
+from datagen.datasets import AnnotatedImages, data_digest
+from datagen.files import read_json, write_json
 from datagen.fit_plan import FitPlan, PerceiverSettings, load_fit_plan
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
@@ -18,7 +17,7 @@ from datagen.model import Model
 from datagen.readers import open_reader
 from datagen.settings import nearest
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, DenseMap, Taxonomy
+from decoders.labels import Taxonomy
 from decoders.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -217,29 +216,6 @@ def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, A
         "model": {"digest": model.digest, "dtype": plan.model.dtype},
         "data": {"classes": list(data.taxonomy.names), "pictures": len(data), "digest": data_digest(data)},
     }
-
-
-def data_digest(data: AnnotatedImages) -> str:
-    """A data set's own `digest`, or one over all its pictures and labels."""
-    own = getattr(data, "digest", None)
-    if own is not None:
-        return own
-    total = hashlib.sha256(json_bytes(asdict(data.taxonomy)))
-    for picture in data:
-        for content in _contents(picture):
-            total.update(content)
-    return total.hexdigest()
-
-
-def _contents(picture: AnnotatedImage) -> Iterator[bytes]:
-    yield f"{picture.name} {picture.image.shape}".encode()
-    yield picture.image.tobytes()
-    for name, label in sorted(picture.labels.items()):
-        yield name.encode()
-        if isinstance(label, DenseMap):
-            yield from (plane.tobytes() for plane in (label.values, label.valid, label.confidence))
-        else:
-            yield from (column.tobytes() for column in (label.masks, label.category_ids, label.is_crowd))
 
 
 def _is_there(folder: Path, identity: Mapping[str, Any]) -> bool:

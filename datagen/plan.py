@@ -15,14 +15,10 @@ from datagen.filters import Filter
 from datagen.generators import Generator
 from datagen.labellers import Labeller
 from datagen.model import Model, ModelSettings
-from datagen.plugins import Group, Part, choose_part
+from datagen.plugins import Group, OneOf, Part, choose_part
 from datagen.settings import Settings, check, read_settings
 from datagen.sources import Source
 from decoders.errors import UserError
-
-
-def _one(group: Group, at: str, values: Any) -> Part:
-    return choose_part(group, values, at=at)
 
 
 def _several(group: Group, at: str, values: Any) -> tuple[Part, ...]:
@@ -31,8 +27,8 @@ def _several(group: Group, at: str, values: Any) -> tuple[Part, ...]:
     return tuple(choose_part(group, value, at=f"{at}.{index}") for index, value in enumerate(values))
 
 
-def _to_json(parts: Part | tuple[Part, ...]) -> Any:
-    return [part.to_json() for part in parts] if isinstance(parts, tuple) else parts.to_json()
+def _to_json(parts: tuple[Part, ...]) -> Any:
+    return [part.to_json() for part in parts]
 
 
 _AS_JSON = PlainSerializer(_to_json)
@@ -57,9 +53,9 @@ class GeneratePlan(Settings):
     """... of at least so many samples."""
     model: ModelSettings | None = None
     """May be left out where no part asks for a model."""
-    source: Annotated[Part, PlainValidator(partial(_one, "sources", "source")), _AS_JSON]
-    generator: Annotated[Part, PlainValidator(partial(_one, "generators", "generator")), _AS_JSON]
-    labeller: Annotated[Part, PlainValidator(partial(_one, "labellers", "labeller")), _AS_JSON]
+    source: Annotated[Part, OneOf("sources", at="source")]
+    generator: Annotated[Part, OneOf("generators", at="generator")]
+    labeller: Annotated[Part, OneOf("labellers", at="labeller")]
     filters: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "filters", "filters")), _AS_JSON] = ()
     exports: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "exporters", "exports")), _AS_JSON] = Field(
         default_factory=lambda: _several("exporters", "exports", ["coco"])
@@ -102,15 +98,21 @@ def build_parts(plan: GeneratePlan, device: Callable[[], str] | None = None) -> 
     """
     model = Model(plan.model.reference(), device=device) if plan.model else None
     given: dict[str, Any] = {"seed": plan.seed} | ({"model": model} if model else {})
-    labeller: Labeller = plan.labeller.build(**given)
-    given["taxonomy"] = labeller.taxonomy
+    if plan.source.asks_for("taxonomy"):
+        labeller: Labeller = plan.labeller.build(**given)
+        source: Source = plan.source.build(**given, taxonomy=labeller.taxonomy)
+        brought = labeller.taxonomy
+    else:
+        source = plan.source.build(**given)
+        brought = getattr(source, "taxonomy", None)
+        labeller = plan.labeller.build(**given, taxonomy=brought)
     return Parts(
         model=model,
-        source=plan.source.build(**given),
-        generator=plan.generator.build(**given),
+        source=source,
+        generator=plan.generator.build(**given, taxonomy=brought or labeller.taxonomy),
         labeller=labeller,
-        filters=tuple(part.build(**given) for part in plan.filters),
-        exporters={part.kind: part.build(**given) for part in plan.exports},
+        filters=tuple(part.build(taxonomy=labeller.taxonomy) for part in plan.filters),
+        exporters={part.kind: part.build() for part in plan.exports},
     )
 
 

@@ -6,8 +6,11 @@ name in the group `datagen.generators` refers to. Types and defaults of `__init_
 Ge(1)]` bounds a number. Arguments with the names below are no settings; the factory gives them to whoever asks:
 
     seed        int          the run's seed                                    sources
-    taxonomy    Taxonomy     the classes that the labeller knows               sources, filters
+    taxonomy    Taxonomy     the classes of the labels                         all but exporters and datasets
     model       Model        the plan's checkpoint, loaded on first use        generators, labellers
+
+A source that brings labels has a `taxonomy` of its own, which is then what the other parts are given; else it is the
+labeller's. A part may hold another one: `data: Annotated[AnnotatedImages, OneOf("datasets", at="source.data")]`.
 
 A constructor checks its settings and may read small files; weights load at the first picture, so that a mistake in a
 plan is told before anything slow begins. A part that reads files publishes their sha256 as `digest`: then they decide
@@ -26,17 +29,19 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, create_model
+from pydantic_core import core_schema
 
 from datagen.settings import Settings, check, listed, nearest
 from decoders.errors import UserError
 
-Group = Literal["sources", "generators", "labellers", "filters", "exporters", "datasets"]
+Group = Literal["sources", "conditions", "generators", "labellers", "filters", "exporters", "datasets"]
 
 GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
     {
         "sources": ("seed", "taxonomy"),
-        "generators": ("model",),
-        "labellers": ("model",),
+        "conditions": ("taxonomy",),
+        "generators": ("model", "taxonomy"),
+        "labellers": ("model", "taxonomy"),
         "filters": ("taxonomy",),
         "exporters": (),
         "datasets": (),
@@ -56,12 +61,12 @@ class Part:
     """Where in the plan it stands, as in `filters.0`."""
 
     def build(self, **given: Any) -> Any:
-        """Construct it; of `given` it gets what its `__init__` asks for by name.
+        """Construct it, and first the parts it holds; of `given` each gets what its `__init__` asks for by name.
 
         Raises:
             UserError: from the constructor, with the place in the plan put in front.
         """
-        arguments = self.values()
+        arguments = {name: built(value, **given) for name, value in self.values().items()}
         for name, parameter in inspect.signature(self.factory).parameters.items():
             if name in GIVEN[self.group] and name in given:
                 arguments[name] = given[name]
@@ -71,6 +76,10 @@ class Part:
             return self.factory(**arguments)
         except UserError as error:
             raise UserError(f"{self.at}: {error}") from None
+
+    def asks_for(self, name: str) -> bool:
+        """Whether its constructor takes the given argument of this name."""
+        return name in GIVEN[self.group] and name in inspect.signature(self.factory).parameters
 
     def prepare(self) -> None:
         """Let the plug-in make the files it needs, where it has a `prepare`; takes as long as that takes."""
@@ -88,9 +97,41 @@ class Part:
 
     @property
     def path_settings(self) -> frozenset[str]:
-        """Names of the settings that are paths, given or not."""
+        """Names of the settings that are paths, given or not, or parts, which may hold some."""
         fields = type(self.settings).model_fields.items()
-        return frozenset(name for name, field in fields if Path in (field.annotation, *get_args(field.annotation)))
+        return frozenset(
+            name
+            for name, field in fields
+            if Path in (field.annotation, *get_args(field.annotation))
+            or any(isinstance(entry, OneOf) for entry in field.metadata)
+        )
+
+
+def built(value: Any, **given: Any) -> Any:
+    """The value itself, or what it stands for if it is a part that a plan chose."""
+    return value.build(**given) if isinstance(value, Part) else value
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Metadata of a type: in a plan, `{kind: ..., setting: ...}` of the group; in Python, the finished object."""
+
+    group: Group
+    at: str
+    """Where in the plan it stands, for messages."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._choose, serialization=core_schema.plain_serializer_function_ser_schema(_part_to_json)
+        )
+
+    def _choose(self, value: Any) -> Any:
+        plain = value is None or isinstance(value, str | dict | list | int | float)
+        return choose_part(self.group, value, at=self.at) if plain else value
+
+
+def _part_to_json(value: Any) -> Any:
+    return value.to_json() if isinstance(value, Part) else repr(value)
 
 
 def choose_part(group: Group, values: Any, *, at: str) -> Part:

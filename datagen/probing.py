@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from datagen.datasets import AnnotatedImages
+from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import json_bytes, read_json, write_json
 from datagen.fit_plan import FitPlan, load_fit_plan
-from datagen.fitting import data_digest, fit_decoder, with_phrases
+from datagen.fitting import fit_decoder, with_phrases
 from datagen.meter import meter
 from datagen.model import Model
 from datagen.sheet import spread

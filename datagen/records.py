@@ -6,17 +6,31 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
-from decoders.labels import LabelSet
+from decoders.labels import DenseMap, LabelSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guide:
     """Geometry to keep while a picture is drawn, and the labels that therefore stay true."""
 
-    condition: UInt8[np.ndarray, "height width 3"]
     labels: LabelSet
-    start: UInt8[np.ndarray, "height width 3"] | None = None
-    """A picture to begin from instead of pure noise."""
+    image: UInt8[np.ndarray, "height width 3"] | None = None
+    """The picture that the labels were made for, where there is one: its edges may guide, and drawing may begin from
+    it instead of pure noise."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels.
+
+        Raises:
+            ValueError: there is neither a picture nor a label.
+        """
+        if self.image is not None:
+            return self.image.shape[0], self.image.shape[1]
+        for label in self.labels.values():
+            height, width = label.valid.shape if isinstance(label, DenseMap) else label.masks.shape[1:]
+            return height, width
+        raise ValueError("a guide needs a label or a picture")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +45,8 @@ class Recipe:
     wanted: tuple[str, ...] = ()
     """Class names the prompt asks for, so that a filter can look whether they came."""
     guide: Guide | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What its source drew by chance or took from a file, by name: weather, source picture, crop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,8 @@ class Run:
             extra = {"caption": recipe.prompt, "seed": recipe.seed, "wanted": list(recipe.wanted)}
             if recipe.negative_prompt:
                 extra["negative_prompt"] = recipe.negative_prompt
+            if recipe.attributes:
+                extra["attributes"] = dict(recipe.attributes)
             yield Entry(name=recipe.id, image=sample.image, labels=sample.labels, extra=extra)
 
 

@@ -28,7 +28,7 @@ from decoders.files import atomic_file, remove_stale
 from decoders.labels import LabelSet
 
 _RESERVED = frozenset({"image", "guide"})
-_RESERVED_IN_GUIDE = frozenset({"condition", "start"})
+_RESERVED_IN_GUIDE = frozenset({"image"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +185,7 @@ def _pack(sample: Sample, verdict: Verdict) -> dict[str, bytes]:
             "negative_prompt": recipe.negative_prompt,
             "seed": recipe.seed,
             "wanted": list(recipe.wanted),
+            "attributes": dict(recipe.attributes),
         },
         "verdict": _verdict_to_json(verdict),
         "height": sample.image.shape[0],
@@ -193,9 +194,9 @@ def _pack(sample: Sample, verdict: Verdict) -> dict[str, bytes]:
     }
     if (guide := recipe.guide) is not None:
         guide_files, about["guide_storages"] = pack_labels(guide.labels, taken=_RESERVED_IN_GUIDE)
-        guide_files["condition.png"] = encode_png(guide.condition)
-        if guide.start is not None:
-            guide_files["start.png"] = encode_png(guide.start)
+        about["guide_size"] = list(guide.size)
+        if guide.image is not None:
+            guide_files["image.png"] = encode_png(guide.image)
         files |= {f"guide.{ending}": content for ending, content in guide_files.items()}
     files["image.png"] = encode_png(sample.image)
     return {"json": json_bytes(about), **dict(sorted(files.items()))}
@@ -211,12 +212,11 @@ def _unpack(files: dict[str, bytes]) -> StoredSample:
     guide = None
     if "guide_storages" in about:
         parts = {ending.removeprefix("guide."): values.pop(ending) for ending in files if ending.startswith("guide.")}
-        start = parts.pop("start.png", None)
-        condition = decode_png(parts.pop("condition.png"))
+        picture = parts.pop("image.png", None)
+        height, width = about["guide_size"]
         guide = Guide(
-            condition=condition,
-            labels=unpack_labels(parts, about["guide_storages"], height=condition.shape[0], width=condition.shape[1]),
-            start=None if start is None else decode_png(start),
+            labels=unpack_labels(parts, about["guide_storages"], height=height, width=width),
+            image=None if picture is None else decode_png(picture),
         )
     recipe: dict[str, Any] = about["recipe"]
     wanted = tuple(recipe.pop("wanted"))

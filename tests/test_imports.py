@@ -22,7 +22,7 @@ HEAVY = {
     "scipy",
     "cv2",
 }
-PLUGIN_FOLDERS = ("sources", "generators", "labellers", "filters", "exporters", "launchers", "datasets")
+PLUGIN_FOLDERS = ("sources", "conditions", "generators", "labellers", "filters", "exporters", "launchers", "datasets")
 
 
 def _imports(file: Path) -> Iterator[str]:

@@ -4,9 +4,11 @@ Settings are keyword-only arguments. A constructor lists the files and checks wh
 """
 
 import difflib
+import hashlib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import overload
 
@@ -14,10 +16,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from datagen.coco_format import Category, Picture
-from datagen.files import IMAGE_SUFFIXES
+from datagen.files import IMAGE_SUFFIXES, json_bytes
 from datagen.palette import palette
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, Taxonomy
+from decoders.labels import AnnotatedImage, DenseMap, Taxonomy
 
 BACKGROUND = "background"
 """The class of unmarked pixels, where a dataset declares that they are one."""
@@ -192,3 +194,26 @@ def check_size(
             f"picture {paths[0]} is {width} x {height} (its EXIF orientation applied), but {paths[1]} is "
             f"{label_shape[1]} x {label_shape[0]}; a label needs one value per pixel: make the sizes equal"
         )
+
+
+def data_digest(data: AnnotatedImages) -> str:
+    """A data set's own `digest`, or one over all its pictures and labels."""
+    own = getattr(data, "digest", None)
+    if own is not None:
+        return own
+    total = hashlib.sha256(json_bytes(asdict(data.taxonomy)))
+    for picture in data:
+        for content in _contents(picture):
+            total.update(content)
+    return total.hexdigest()
+
+
+def _contents(picture: AnnotatedImage) -> Iterator[bytes]:
+    yield f"{picture.name} {picture.image.shape}".encode()
+    yield picture.image.tobytes()
+    for name, label in sorted(picture.labels.items()):
+        yield name.encode()
+        if isinstance(label, DenseMap):
+            yield from (plane.tobytes() for plane in (label.values, label.valid, label.confidence))
+        else:
+            yield from (column.tobytes() for column in (label.masks, label.category_ids, label.is_crowd))

@@ -58,18 +58,18 @@ def test_everything_comes_back(tmp_path: Path):
 
 def test_a_guide_comes_back(tmp_path: Path):
     store = ShardStore(tmp_path)
-    for index, start in enumerate((None, image(5, 8, 9))):
-        guide = Guide(condition=image(4, 8, 9), labels=labels(1, 8, 9), start=start)
-        recipe = Recipe(id=f"{index:08d}", prompt="a", seed=1, guide=guide)
+    for index, picture in enumerate((None, image(5, 8, 9))):
+        guide = Guide(labels=labels(1, 8, 9), image=picture)
+        recipe = Recipe(id=f"{index:08d}", prompt="a", seed=1, guide=guide, attributes={"weather": "snow"})
         store.write(index, [Sample(recipe=recipe, image=image(1), labels=labels(2))], [KEPT])
         back = next(iter(store.read(index)))
         assert back.recipe.guide is not None
-        np.testing.assert_array_equal(back.recipe.guide.condition, guide.condition)
+        assert back.recipe.attributes == {"weather": "snow"}
         _assert_equal(back.recipe.guide.labels, guide.labels)
         _assert_equal(back.labels, labels(2))
-        assert (back.recipe.guide.start is None) == (start is None)
-        if start is not None:
-            np.testing.assert_array_equal(back.recipe.guide.start, start)
+        assert (back.recipe.guide.image is None) == (picture is None)
+        if picture is not None:
+            np.testing.assert_array_equal(back.recipe.guide.image, picture)
 
 
 def test_maps_of_three_channels_and_offsets_come_back(tmp_path: Path):
