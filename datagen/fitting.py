@@ -15,7 +15,7 @@ from datagen.launchers.local import Local
 from datagen.meter import Counted, meter
 from datagen.model import Model
 from datagen.readers import open_reader
-from datagen.settings import nearest
+from datagen.settings import check_classes
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
 from decoders.manifest import MANIFEST_FILE
@@ -192,12 +192,7 @@ def with_phrases(taxonomy: Taxonomy, phrases: Mapping[str, str]) -> Taxonomy:
     Raises:
         UserError: a name is no class.
     """
-    for name in phrases:
-        if name not in taxonomy.names:
-            raise UserError(
-                f"perceiver.phrases: {name!r} is no class{nearest(name, taxonomy.names) or ';'} "
-                f"classes: {', '.join(taxonomy.names)}"
-            )
+    check_classes(phrases, taxonomy, at="perceiver.phrases")
     return replace(taxonomy, phrases=tuple(phrases.get(name, name) for name in taxonomy.names))
 
 

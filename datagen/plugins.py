@@ -97,14 +97,18 @@ class Part:
 
     @property
     def path_settings(self) -> frozenset[str]:
-        """Names of the settings that are paths, given or not, or parts, which may hold some."""
+        """Names of the settings that are paths, given or not, or hold some: what the part's `digest` speaks for."""
         fields = type(self.settings).model_fields.items()
         return frozenset(
             name
             for name, field in fields
             if Path in (field.annotation, *get_args(field.annotation))
-            or any(isinstance(entry, OneOf) for entry in field.metadata)
+            or any(isinstance(entry, OneOf) or entry is HOLDS_PATHS for entry in field.metadata)
         )
+
+
+HOLDS_PATHS = object()
+"""Metadata of the type of a setting that has paths inside, and that the part's `digest` speaks for as a whole."""
 
 
 def built(value: Any, **given: Any) -> Any:
@@ -131,7 +135,7 @@ class OneOf:
 
 
 def _part_to_json(value: Any) -> Any:
-    return value.to_json() if isinstance(value, Part) else repr(value)
+    return value.to_json() if isinstance(value, Part) else value if value is None else repr(value)
 
 
 def choose_part(group: Group, values: Any, *, at: str) -> Part:

@@ -45,6 +45,9 @@ class Recipe:
     wanted: tuple[str, ...] = ()
     """Class names the prompt asks for, so that a filter can look whether they came."""
     guide: Guide | None = None
+    listed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where the prompt holds a list of classes, ", " between them: class name -> its words there, in that order. So a
+    part of the picture can be asked for by what is in that part."""
     attributes: Mapping[str, str] = field(default_factory=dict[str, str])
     """What its source drew by chance or took from a file, by name: weather, source picture, crop."""
 

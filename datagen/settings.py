@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from decoders.errors import UserError
+from decoders.labels import Taxonomy
 
 
 class Settings(BaseModel):
@@ -141,6 +142,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def listed(words: Iterable[str]) -> str:
     return ", ".join(sorted(words)) or "none"
+
+
+def check_classes(names: Iterable[str], taxonomy: Taxonomy, *, at: str) -> None:
+    """Refuse names that are no classes; `at` is where they stand.
+
+    Raises:
+        UserError: names the first, the nearest class and all classes.
+    """
+    for name in names:
+        if name not in taxonomy.names:
+            raise UserError(
+                f"{at}: {name!r} is no class{nearest(name, taxonomy.names) or ';'} classes: {listed(taxonomy.names)}"
+            )
 
 
 def _path(values: Any, details: ErrorDetails) -> list[str | int]:

@@ -185,6 +185,7 @@ def _pack(sample: Sample, verdict: Verdict) -> dict[str, bytes]:
             "negative_prompt": recipe.negative_prompt,
             "seed": recipe.seed,
             "wanted": list(recipe.wanted),
+            "listed": dict(recipe.listed),
             "attributes": dict(recipe.attributes),
         },
         "verdict": _verdict_to_json(verdict),

@@ -218,6 +218,17 @@ class InstanceSet:
             keypoints_px=keypoints_px,
         )
 
+    def only(self, kept: Bool[np.ndarray, " objects"] | Int64[np.ndarray, " kept"]) -> "InstanceSet":
+        """These objects and no others, by a mark for each or by their numbers."""
+        return replace(
+            self,
+            masks=self.masks[kept],
+            category_ids=self.category_ids[kept],
+            scores=self.scores[kept],
+            is_crowd=self.is_crowd[kept],
+            keypoints_px=None if self.keypoints_px is None else self.keypoints_px[kept],
+        )
+
     @property
     def back_to_front(self) -> Int64[np.ndarray, " objects"]:
         """Numbers of the objects, the larger ones first: painted so, the smaller one is on top where two overlap."""
@@ -248,6 +259,27 @@ class AnnotatedImage:
     labels: LabelSet = field(default_factory=dict[str, Label])
 
 
+def categorical(labels: LabelSet) -> DenseMap:
+    """The label that gives each pixel a class.
+
+    Raises:
+        UserError: there is none.
+    """
+    for label in labels.values():
+        if isinstance(label, DenseMap) and label.storage.unit == CATEGORY:
+            return label
+    raise UserError(
+        f"found the labels {sorted(labels)}, expected one that gives each pixel a class; use a reader with the task "
+        "semantic, or data with label maps"
+    )
+
+
+def semantic_ids(labels: LabelSet) -> UInt8[np.ndarray, "height width"]:
+    """The class of each pixel, 1..K, 0 where void, in an array of its own; errors as `categorical`."""
+    label = categorical(labels)
+    return np.where(label.valid, label.values[..., 0], 0).astype(np.uint8)
+
+
 def classes_in(labels: LabelSet) -> frozenset[int]:
     """Semantic ids that a picture shows: those of its class maps and of its single objects."""
     found: set[int] = set()
@@ -263,15 +295,7 @@ def classes_in(labels: LabelSet) -> frozenset[int]:
 def without_unsure(label: Label, threshold: float) -> Label:
     """The label with what is less sure than `threshold` taken out: pixels become void, objects are left out."""
     if isinstance(label, InstanceSet):
-        kept = label.scores >= threshold
-        return replace(
-            label,
-            masks=label.masks[kept],
-            category_ids=label.category_ids[kept],
-            scores=label.scores[kept],
-            is_crowd=label.is_crowd[kept],
-            keypoints_px=None if label.keypoints_px is None else label.keypoints_px[kept],
-        )
+        return label.only(label.scores >= threshold)
     valid = label.valid & (label.confidence >= threshold)
     return replace(label, values=np.where(valid[..., None], label.values, np.float32(0)), valid=valid)
 

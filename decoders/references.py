@@ -72,12 +72,7 @@ def locate_model(reference: ModelReference) -> Path:
         UserError: nothing there, no revision pinned, no diffusers folder, an unsupported kind, or pickle weights.
     """
     source = reference.source
-    if source.startswith(_PACKAGE):
-        folder = _packaged(source)
-    else:
-        folder = Path(source).expanduser()
-        if not folder.exists():
-            folder = _download(source, reference.revision)
+    folder = locate(source, reference.revision, what="model", files=_DOWNLOADS)
     if folder.is_file():
         raise UserError(
             f"model {source} is one file; expected a folder in diffusers format. Convert it (loading a .ckpt runs code "
@@ -87,6 +82,22 @@ def locate_model(reference: ModelReference) -> Path:
         )
     _check_layout(folder)
     return folder
+
+
+def locate(source: str, revision: str | None, *, what: str, files: Sequence[str]) -> Path:
+    """Where a local folder, `package://` data or a hub repository lies; of the last, `files` are downloaded if needed.
+
+    Args:
+        what: what it should be, for messages.
+        files: patterns of names in the repository.
+
+    Raises:
+        UserError: nothing there, no revision pinned, or no way to the hub.
+    """
+    if source.startswith(_PACKAGE):
+        return _packaged(source)
+    path = Path(source).expanduser()
+    return path if path.exists() else _download(source, revision, what, files)
 
 
 def locate_lora(lora: LoraReference) -> Path:
@@ -133,11 +144,11 @@ def digest(folder: Path, loras: Sequence[LoraReference] = ()) -> str:
         kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _HISTORY}
         total.update(f"{part.name} {json.dumps(kept, sort_keys=True)}\n".encode())
         for file in _weight_files(part, variant):
-            total.update(f"{part.name} {_file_digest(file)}\n".encode())
+            total.update(f"{part.name} {file_digest(file)}\n".encode())
     for file in (file for name in _TOKENIZERS for file in sorted((folder / name).glob("*")) if file.is_file()):
-        total.update(f"{file.parent.name}/{file.name} {_file_digest(file)}\n".encode())
+        total.update(f"{file.parent.name}/{file.name} {file_digest(file)}\n".encode())
     for lora in loras:
-        total.update(f"lora {lora.weight!r} {_file_digest(locate_lora(lora))}\n".encode())
+        total.update(f"lora {lora.weight!r} {file_digest(locate_lora(lora))}\n".encode())
     return total.hexdigest()
 
 
@@ -155,15 +166,15 @@ def _packaged(source: str) -> Path:
     return path
 
 
-def _download(source: str, revision: str | None) -> Path:
+def _download(source: str, revision: str | None, what: str, files: Sequence[str]) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise UserError(
-            f"model {source}: found no such folder; expected a folder in diffusers format, a hub id owner/name with a "
+            f"{what} {source}: found no such folder; expected a folder in diffusers format, a hub id owner/name with a "
             "pinned revision, or package://some.package/folder"
         )
     if revision is None or not _COMMIT.fullmatch(revision):
         raise UserError(
-            f"model {source}: found no folder of this name and revision {revision!r}; as a hub id it needs a pinned "
+            f"{what} {source}: found no folder of this name and revision {revision!r}; as a hub id it needs a pinned "
             f"commit of 40 hex digits, which https://huggingface.co/{source}/commits/main lists: set `revision:` to it"
         )
     from huggingface_hub import snapshot_download  # only here: it costs a second and most plans never need it
@@ -171,12 +182,12 @@ def _download(source: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                source, revision=revision, allow_patterns=list(_DOWNLOADS), ignore_patterns=list(_NO_DOWNLOADS)
+                source, revision=revision, allow_patterns=list(files), ignore_patterns=list(_NO_DOWNLOADS)
             )
         )
     except (OSError, ValueError) as error:  # every failure of the hub's client is one of these: offline, 404, no access
         raise UserError(
-            f"model {source} at {revision[:12]} is not in the hub's cache and cannot be downloaded "
+            f"{what} {source} at {revision[:12]} is not in the hub's cache and cannot be downloaded "
             f"({type(error).__name__}: {str(error).splitlines()[0]}); go online once (and unset HF_HUB_OFFLINE), "
             "or copy the folder here and name it in `source:`"
         ) from error
@@ -231,7 +242,8 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
     return special if variant and special else [file for file, match in found if not match["fp16"]]
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """sha256 of a file, kept in the user's cache folder under its path, size and mtime."""
     state = file.stat()
     key = hashlib.sha256(f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}".encode()).hexdigest()
     note = cache_folder() / "digests" / key

@@ -86,6 +86,20 @@ def tiny_lora(pipeline_folder: Path, file: Path) -> Path:
     return file
 
 
+def tiny_control(pipeline_folder: Path, folder: Path, *, channels: int, seed: int = 0) -> Path:
+    """A ControlNet for a saved pipeline, away from the zero that it would begin with."""
+    unet: Any = _sd.UNet2DConditionModel.from_pretrained(pipeline_folder / "unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control: Any = _sd.ControlNetModel.from_unet(
+            unet, conditioning_channels=channels, conditioning_embedding_out_channels=(8, 8, 16)
+        )
+        for parameter in control.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    control.save_pretrained(folder)
+    return folder
+
+
 _NOISE: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 

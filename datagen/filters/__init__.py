@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from datagen.records import Sample, Verdict
-from decoders.errors import UserError
-from decoders.labels import CATEGORY, DenseMap
 
 
 @runtime_checkable
@@ -26,18 +24,3 @@ def judge(sample: Sample, filters: Sequence[Filter]) -> Verdict:
             )
     reason = next((verdict.reason for verdict in verdicts if not verdict.keep), "")
     return Verdict(keep=all(verdict.keep for verdict in verdicts), reason=reason, scores=scores)
-
-
-def category_map(sample: Sample) -> DenseMap:
-    """The label that gives each pixel a class.
-
-    Raises:
-        UserError: the labeller says nothing about classes.
-    """
-    for label in sample.labels.values():
-        if isinstance(label, DenseMap) and label.storage.unit == CATEGORY:
-            return label
-    raise UserError(
-        f"a filter needs a class for each pixel, found the labels {sorted(sample.labels)}; use a reader with the task "
-        "semantic, or remove the filter from the plan"
-    )

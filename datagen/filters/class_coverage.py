@@ -5,10 +5,9 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from datagen.filters import category_map
 from datagen.records import Sample, Verdict
-from datagen.sources import check_classes
-from decoders.labels import Taxonomy
+from datagen.settings import check_classes
+from decoders.labels import Taxonomy, semantic_ids
 
 
 class ClassCoverage:
@@ -29,8 +28,8 @@ class ClassCoverage:
         self._taxonomy = taxonomy
 
     def judge(self, sample: Sample) -> Verdict:
-        check_classes(sample.recipe.wanted, self._taxonomy)
-        ids = category_map(sample).values[..., 0].astype(np.int64)
+        check_classes(sample.recipe.wanted, self._taxonomy, at=f"recipe {sample.recipe.id}")
+        ids = semantic_ids(sample.labels)
         pixels = np.bincount(ids.ravel(), minlength=len(self._taxonomy) + 1)[1:]
         shown = pixels >= max(self._minimum_pixels, self._minimum_share * ids.size)
         positions = [self._taxonomy.names.index(name) for name in sample.recipe.wanted]

@@ -5,8 +5,8 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from datagen.filters import category_map
 from datagen.records import Sample, Verdict
+from decoders.labels import categorical
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -20,7 +20,7 @@ class Confidence:
         self._minimum_sure = minimum_sure
 
     def judge(self, sample: Sample) -> Verdict:
-        label = category_map(sample)
+        label = categorical(sample.labels)
         labelled = label.confidence[label.valid]
         mean = float(labelled.mean()) if labelled.size else 0.0
         sure = float(np.count_nonzero(labelled >= self._sure_from) / label.valid.size)

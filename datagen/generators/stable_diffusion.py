@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -65,6 +65,10 @@ class StableDiffusion:
         Raises:
             UserError: the size does not fit the model, or the model gives numbers that are no colours.
         """
+        return self._draw(recipes, **self._size)
+
+    def _draw(self, recipes: Sequence[Recipe], **more: Any) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Call the pipeline, with what else it takes."""
         import torch  # here, not above: checking a plan and going past finished shards must not wait for it
 
         negative = [recipe.negative_prompt for recipe in recipes]
@@ -77,7 +81,7 @@ class StableDiffusion:
             guidance_scale=self._guidance,
             guidance_rescale=self._guidance_rescale,
             output_type="np",
-            **self._size,
+            **more,
         ).images
         if not np.isfinite(pictures).all():
             dtype = self._model.checkpoint.precision
@@ -91,7 +95,7 @@ class StableDiffusion:
     def _pipeline(self) -> Any:
         """A shallow copy of the checkpoint's with a scheduler of its own, as schedulers remember where they are."""
         checkpoint = self._model.checkpoint
-        self._check_size(math.lcm(checkpoint.vae_scale_factor, _PIPELINE_MULTIPLE))
+        self._check_size(self._size, what="generator.")
         pipeline = copy.copy(checkpoint.pipeline)
         found = pipeline.scheduler
         scheduler_class: Any = type(found)
@@ -102,10 +106,11 @@ class StableDiffusion:
         pipeline.register_modules(scheduler=scheduler_class.from_config(found.config))
         return pipeline
 
-    def _check_size(self, multiple: int) -> None:
-        for name, pixels in self._size.items():
+    def _check_size(self, size: Mapping[str, int | None], *, what: str) -> None:
+        multiple = math.lcm(self._model.checkpoint.vae_scale_factor, _PIPELINE_MULTIPLE)
+        for name, pixels in size.items():
             if pixels is not None and pixels % multiple:
                 near = max(multiple, round(pixels / multiple) * multiple)
                 raise UserError(
-                    f"generator.{name} is {pixels}, expected a multiple of {multiple} for this model; take {near}"
+                    f"{what}{name} is {pixels}, expected a multiple of {multiple} for this model; take {near}"
                 )

@@ -8,8 +8,8 @@ from annotated_types import Gt, MinLen
 
 from datagen.randomness import choose, seed_for
 from datagen.records import Recipe
-from datagen.settings import Settings, listed, nearest
-from datagen.sources import check_classes, sample_id
+from datagen.settings import Settings, check_classes, listed, nearest
+from datagen.sources import sample_id
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
 
@@ -52,7 +52,7 @@ class Templates:
         self._slots = {name: [_phrase(value) for value in values] for name, values in (slots or {}).items()}
         self._check_slots()
         for phrase in (*self._templates, *(value for values in self._slots.values() for value in values)):
-            check_classes(phrase.wants, taxonomy)
+            check_classes(phrase.wants, taxonomy, at="wants")
         self._classes = taxonomy.names
 
     def recipe(self, index: int) -> Recipe:

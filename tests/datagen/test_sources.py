@@ -116,7 +116,7 @@ def test_an_empty_value_leaves_no_double_blank():
         ({"templates": ["{a}"], "slots": {"a": []}}, "source.slots.a: found [], expected "),
         (
             {"templates": [{"text": "a", "wants": ["cra"]}]},
-            "class 'cra' is unknown to the labeller; did you mean 'car'?",
+            "wants: 'cra' is no class; did you mean 'car'?",
         ),
         ({"templates": [{"text": "a", "weight": 0}]}, "source.templates.0.weight: found 0, expected greater than 0"),
     ],

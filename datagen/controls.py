@@ -1,0 +1,176 @@
+"""ControlNets as a plan names them: found and identified at once, loaded at the first picture."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
+
+from datagen.conditions import Condition
+from datagen.plugins import OneOf, built, choose_part
+from datagen.settings import Settings, check_classes
+from decoders.errors import UserError
+from decoders.labels import Taxonomy
+from decoders.references import file_digest, locate
+
+if TYPE_CHECKING:
+    import decoders.checkpoint
+
+ABOUT_FILE = "control.json"
+"""Beside the weights that `datagen control` writes: what the ControlNet was trained to be shown."""
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_DOWNLOADS = ("config.json", *_WEIGHTS)
+
+
+class Control(Settings):
+    """One ControlNet of a generator."""
+
+    source: str
+    """A folder in diffusers format, a hub id with a pinned revision, or `package://some.package/folder`."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+    condition: Annotated[Condition | None, OneOf("conditions", at="generator.controls.condition")] = None
+    """What it is shown; may be left out for one that `datagen control` trained, which says so itself."""
+    scale: Annotated[float, Ge(0)] = 1.0
+    """How strongly it acts."""
+    begin: Annotated[float, Ge(0), Le(1)] = 0.0
+    end: Annotated[float, Ge(0), Le(1)] = 1.0
+    """The part of the steps in which it acts."""
+    class_scales: Mapping[str, Annotated[float, Ge(0)]] = {}
+    """Class name -> strength there, times `scale`; 1 where left out. So the sky can be left to the model."""
+
+
+class LocatedControl:
+    """A control whose files were found and whose condition was built."""
+
+    def __init__(self, control: Control, taxonomy: Taxonomy) -> None:
+        """
+        Raises:
+            UserError: no such files, no condition, or made for other classes.
+        """
+        self.control = control
+        self.folder = locate(control.source, control.revision, what="ControlNet", files=_DOWNLOADS)
+        self._config = _config(self.folder)
+        self._about = _about(self.folder)
+        if self._about is not None and control.condition is None:
+            _check_classes(self._about, taxonomy, self.folder)
+        self.condition = self._build_condition(taxonomy)
+        expected = self._config.get("conditioning_channels", 3)
+        if self.condition.channels != expected:
+            raise UserError(
+                f"ControlNet {control.source} is shown {self.condition.channels} channels by this condition, expected "
+                f"{expected}; choose the condition that it was trained with, and the same classes"
+            )
+        check_classes(control.class_scales, taxonomy, at="class_scales")
+
+    def _build_condition(self, taxonomy: Taxonomy) -> Condition:
+        if self.control.condition is not None:
+            return built(self.control.condition, taxonomy=taxonomy)
+        if self._about is None:
+            raise UserError(
+                f"ControlNet {self.folder} does not say what it is to be shown (no {ABOUT_FILE} beside it), expected "
+                "`condition:`, such as `condition: palette` for one of colour-coded classes, or edges, or depth"
+            )
+        part = choose_part("conditions", self._about["condition"], at=str(self.folder / ABOUT_FILE))
+        return part.build(taxonomy=taxonomy)
+
+    @property
+    def digest(self) -> str:
+        """Identity of its files, wherever they lie, and of all that it is told."""
+        told = self.control.model_dump(mode="json", exclude={"source", "revision"})
+        total = hashlib.sha256(json.dumps([self._config, self._about, told], sort_keys=True).encode())
+        total.update(file_digest(_weights(self.folder)).encode())
+        return total.hexdigest()
+
+    def load(self, checkpoint: "decoders.checkpoint.Checkpoint") -> Any:
+        """The network beside a checkpoint, frozen.
+
+        Raises:
+            UserError: it is damaged, or was made for another kind of model.
+        """
+        from diffusers import ControlNetModel
+
+        self._check_fits(checkpoint.unet.config)
+        variant = "fp16" if _weights(self.folder).name.endswith(".fp16.safetensors") else None
+        try:
+            network: Any = ControlNetModel.from_pretrained(
+                self.folder, dtype=checkpoint.dtype, use_safetensors=True, local_files_only=True, variant=variant
+            )
+        except Exception as error:  # a damaged file fails in any of three libraries, each with its own exception
+            raise UserError(
+                f"ControlNet {self.folder} could not be loaded ({type(error).__name__}: {error}); expected a complete "
+                "folder in diffusers format, so copy or download it again"
+            ) from error
+        return network.to(checkpoint.device).requires_grad_(False).eval()
+
+    def _check_fits(self, unet: Mapping[str, Any]) -> None:
+        for name in ("in_channels", "block_out_channels", "cross_attention_dim"):
+            found, expected = _plain(self._config.get(name)), _plain(unet.get(name))
+            if found is not None and found != expected:
+                raise UserError(
+                    f"ControlNet {self.folder} was made for a model with {name} {found}, but the plan's has "
+                    f"{expected}; take one made for the plan's model (1.5, 2.1 and XL each need their own)"
+                )
+
+
+def locate_controls(controls: Sequence[Control], taxonomy: Taxonomy) -> tuple[LocatedControl, ...]:
+    """Find each; errors as `LocatedControl`, with the place in the list in front."""
+    found: list[LocatedControl] = []
+    for index, control in enumerate(controls):
+        try:
+            found.append(LocatedControl(control, taxonomy))
+        except UserError as error:
+            raise UserError(f"controls.{index}: {error}") from None
+    return tuple(found)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = values["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"ControlNet {folder}: found no readable config.json ({error}); expected a folder that "
+            "`ControlNetModel.save_pretrained` or `datagen control` wrote"
+        ) from None
+    if kind != "ControlNetModel":
+        raise UserError(f"ControlNet {folder} holds a {kind}, expected a ControlNetModel, for Stable Diffusion")
+    _weights(folder)
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+def _weights(folder: Path) -> Path:
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"ControlNet {folder} holds no {_WEIGHTS[0]}; a .bin is a pickle that can run code and is not read: convert it "
+        "with `ControlNetModel.from_pretrained(folder, use_safetensors=False).save_pretrained(other)`"
+    )
+
+
+def _about(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / ABOUT_FILE
+    if not path.exists():
+        return None
+    try:
+        about: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        assert {"condition", "classes"} <= about.keys()
+    except (OSError, ValueError, AssertionError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}), expected what `datagen control` writes; train again") from None
+    return about
+
+
+def _check_classes(about: Mapping[str, Any], taxonomy: Taxonomy, folder: Path) -> None:
+    if tuple(about["classes"]) != taxonomy.names:
+        raise UserError(
+            f"ControlNet {folder} was trained on the classes {', '.join(about['classes'])}, but the labels have "
+            f"{', '.join(taxonomy.names)}; give both the same classes in the same order, or train one for these"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """JSON's lists as tuples, so that they compare."""
+    return tuple(value) if isinstance(value, list | tuple) else value

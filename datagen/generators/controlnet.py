@@ -1,0 +1,161 @@
+"""Pictures that keep a guide's geometry: any ControlNets on any Stable Diffusion, window by window where asked.
+
+Style swap (DGInStyle, Jia et al., ECCV 2024) is nothing but a choice of parts: a ControlNet trained on a source
+domain's UNet steers the untouched prior, `UNet_prior(x, t, c, residuals=scale * ControlNet_source(x, t, c, y))`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Float32, UInt8
+
+from datagen.controls import Control, LocatedControl, locate_controls
+from datagen.generators.stable_diffusion import Scheduler, StableDiffusion
+from datagen.model import Model
+from datagen.plugins import HOLDS_PATHS
+from datagen.records import Guide, Recipe
+from decoders.errors import UserError
+from decoders.labels import Taxonomy, semantic_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datagen.generators._controlled_unet import ControlledUnet, Signal
+
+
+class Controlnet(StableDiffusion):
+    """Draws at the size of the guides, which all have one size in a run."""
+
+    def __init__(
+        self,
+        *,
+        controls: Annotated[tuple[Control, ...], HOLDS_PATHS],
+        strength: Annotated[float, Gt(0), Le(1)] = 1.0,
+        steps: Annotated[int, Ge(1), Le(1000)] = 25,
+        guidance: Annotated[float, Ge(0)] = 7.5,
+        guidance_rescale: Annotated[float, Ge(0), Le(1)] = 0.0,
+        scheduler: Scheduler | None = None,
+        model: Model,
+        taxonomy: Taxonomy,
+    ) -> None:
+        """Args:
+        controls: what keeps the geometry; several add up.
+        strength: how far the guide's picture is drawn anew (image to image); 1 begins from pure noise.
+        steps, guidance, guidance_rescale, scheduler: as of `stable_diffusion`.
+
+        Raises:
+            UserError: a control is not there or does not fit the classes; nothing would guide.
+        """
+        super().__init__(
+            steps=steps, guidance=guidance, guidance_rescale=guidance_rescale, scheduler=scheduler, model=model
+        )
+        if not controls and strength == 1:
+            raise UserError(
+                "found no controls and strength 1, so that nothing would keep the geometry; name a ControlNet in "
+                "`controls`, or lower `strength`"
+            )
+        self._controls = locate_controls(controls, taxonomy)
+        self._strength = strength
+        self._taxonomy = taxonomy
+
+    @property
+    def digest(self) -> str:
+        """Identity of the ControlNets' files, wherever they lie."""
+        return hashlib.sha256("\n".join(control.digest for control in self._controls).encode()).hexdigest()
+
+    def render(self, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Draw one picture for each recipe, at its guide's size.
+
+        Raises:
+            UserError: a recipe has no guide, guides differ in size, or as `StableDiffusion.render`.
+        """
+        guides = [_guide(recipe) for recipe in recipes]
+        height, width = self._common_size(guides)
+        pairs = zip(self._controls, self._networks, strict=True)
+        self._unet.show([self._signal(control, network, guides) for control, network in pairs])
+        if self._strength < 1:
+            return self._draw(recipes, image=_pictures(guides), strength=self._strength)
+        return self._draw(recipes, height=height, width=width)
+
+    @cached_property
+    def _networks(self) -> list[Any]:
+        return [control.load(self._model.checkpoint) for control in self._controls]
+
+    @cached_property
+    def _unet(self) -> "ControlledUnet":
+        return self._pipeline.unet
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        """The stock pipeline with a UNet that asks the ControlNets first."""
+        from diffusers import AutoPipelineForImage2Image
+
+        from datagen.generators._controlled_unet import ControlledUnet
+
+        checkpoint = self._model.checkpoint
+        pipeline = super()._pipeline
+        if self._strength < 1:
+            pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+            pipeline.set_progress_bar_config(disable=True)
+        unet = ControlledUnet(checkpoint.unet, cell=checkpoint.vae_scale_factor, scheduler=pipeline.scheduler)
+        pipeline.register_modules(unet=unet)
+        return pipeline
+
+    def _common_size(self, guides: Sequence[Guide]) -> tuple[int, int]:
+        sizes = {guide.size for guide in guides}
+        if len(sizes) > 1:
+            raise UserError(
+                f"guides of sizes {sorted(sizes)} (height, width) in one batch, expected one size in a run; let the "
+                "source crop them: `height:` and `width:` of layouts"
+            )
+        height, width = sizes.pop()
+        self._check_size({"height": height, "width": width}, what="the guide's ")
+        return height, width
+
+    def _signal(self, control: LocatedControl, network: Any, guides: Sequence[Guide]) -> "Signal":
+        from datagen.generators._controlled_unet import Signal
+
+        chosen = control.control
+        weights = [self._class_scales(guide, chosen) for guide in guides] if chosen.class_scales else None
+        return Signal(
+            network=network,
+            condition=self._tensor([control.condition.draw(guide) for guide in guides]),
+            scale=chosen.scale,
+            weights=None if weights is None else self._tensor(weights),
+            begin=chosen.begin,
+            end=chosen.end,
+        )
+
+    def _class_scales(self, guide: Guide, control: Control) -> Float32[np.ndarray, "1 height width"]:
+        """A control's strength at each pixel; 1 where the class is unknown."""
+        table = [1.0, *(control.class_scales.get(name, 1.0) for name in self._taxonomy.names)]
+        return np.array(table, np.float32)[semantic_ids(guide.labels)][None]
+
+    def _tensor(self, maps: Sequence[Float32[np.ndarray, "channels height width"]]) -> "Tensor":
+        import torch
+
+        checkpoint = self._model.checkpoint
+        return torch.from_numpy(np.stack(maps)).to(checkpoint.device, checkpoint.dtype)
+
+
+def _guide(recipe: Recipe) -> Guide:
+    if recipe.guide is None:
+        raise UserError(
+            f"recipe {recipe.id} brings no geometry, expected a guide; use a source that has one, such as layouts"
+        )
+    return recipe.guide
+
+
+def _pictures(guides: Sequence[Guide]) -> Float32[np.ndarray, "batch height width 3"]:
+    """0..1, as the pipelines take arrays."""
+    pictures = [guide.image for guide in guides]
+    if any(picture is None for picture in pictures):
+        raise UserError(
+            "strength below 1 begins from the guide's picture, but the source brings none; leave strength out, or use "
+            "a source of pictures"
+        )
+    return np.stack([picture for picture in pictures if picture is not None]).astype(np.float32) / 255

@@ -1,0 +1,284 @@
+"""Guides keep their geometry: against diffusers' own ControlNet pipelines, and window by window."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from datagen.conditions.one_hot import OneHot
+from datagen.conditions.palette import Palette
+from datagen.controls import ABOUT_FILE, Control
+from datagen.generators import Generator
+from datagen.generators._controlled_unet import ControlledUnet, Signal, Windows
+from datagen.generators._tiles import feather, tiles
+from datagen.generators.controlnet import Controlnet
+from datagen.generators.stable_diffusion import StableDiffusion
+from datagen.model import Model
+from datagen.plugins import choose_part
+from datagen.records import Guide, Recipe
+from decoders.errors import UserError
+from decoders.references import ModelReference
+from tests.datagen.made_up import TAXONOMY, image, labels
+from tests.tiny_models import tiny_control
+
+# diffusers' schedulers hand tensors to numpy in a way that numpy will once refuse.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+SIZE = (32, 48)
+STEPS = 3
+
+
+def guide(seed: int) -> Guide:
+    return Guide(labels=labels(seed, *SIZE), image=image(seed, *SIZE))
+
+
+RECIPES = [
+    Recipe(id="00000000", prompt="a red car", seed=5, guide=guide(0)),
+    Recipe(id="00000001", prompt="road, sky", seed=6, guide=guide(1)),
+]
+
+
+@pytest.fixture(scope="module")
+def controls(pipelines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """One of classes for each kind of pipeline, and one of colours for the first."""
+    folder = tmp_path_factory.mktemp("controls")
+    made = {kind: tiny_control(pipelines[kind], folder / kind, channels=len(TAXONOMY) + 1) for kind in pipelines}
+    return made | {"colours": tiny_control(pipelines["sd1"], folder / "colours", channels=3, seed=1)}
+
+
+def control(folder: Path, **choices: Any) -> Control:
+    return Control(source=str(folder), condition=OneHot(taxonomy=TAXONOMY), **choices)
+
+
+def generator(pipeline: Path, *chosen: Control, **settings: Any) -> Controlnet:
+    model = Model(ModelReference(source=str(pipeline)))
+    return Controlnet(controls=chosen, steps=STEPS, model=model, taxonomy=TAXONOMY, **settings)
+
+
+def stock(kind: str, pipeline: Path, networks: Any, conditions: Any, **more: Any) -> np.ndarray:
+    """What diffusers' own pipeline draws."""
+    name = "StableDiffusionXLControlNetPipeline" if kind == "xl" else "StableDiffusionControlNetPipeline"
+    extra: dict[str, Any] = {} if kind == "xl" else {"safety_checker": None}
+    stock: Any = getattr(diffusers, name).from_pretrained(pipeline, controlnet=networks, dtype=torch.float32, **extra)
+    stock.set_progress_bar_config(disable=True)
+    return stock(
+        prompt=[recipe.prompt for recipe in RECIPES],
+        image=conditions,
+        generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in RECIPES],
+        num_inference_steps=STEPS,
+        guidance_scale=7.5,
+        height=SIZE[0],
+        width=SIZE[1],
+        output_type="np",
+        **more,
+    ).images
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for a rounding here and there: sums of residuals are taken in another order."""
+    steps = np.abs(found - np.rint(expected * 255))
+    assert steps.max() <= 1
+    assert (steps > 0).mean() < 0.001
+
+
+def network(folder: Path) -> Any:
+    return diffusers.ControlNetModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def shown(condition: Any) -> Tensor:
+    return torch.from_numpy(np.stack([condition.draw(recipe.guide) for recipe in RECIPES]))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "xl"])
+def test_it_draws_what_the_pipeline_of_diffusers_draws(
+    kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    draws = generator(pipelines[kind], control(controls[kind], scale=0.7))
+    assert isinstance(draws, Generator)
+    found = draws.render(RECIPES)
+    one_hot = shown(OneHot(taxonomy=TAXONOMY))
+    expected = stock(kind, pipelines[kind], network(controls[kind]), one_hot, controlnet_conditioning_scale=0.7)
+    same(found, expected)
+    assert not np.array_equal(found, generator(pipelines[kind], control(controls[kind], scale=0.0)).render(RECIPES))
+
+
+def test_several_controls_act_together_each_in_its_own_steps(
+    pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    colours = Control(source=str(controls["colours"]), condition=Palette(taxonomy=TAXONOMY), scale=0.5, begin=0.3)
+    found = generator(pipelines["sd1"], control(controls["sd1"], end=0.7), colours).render(RECIPES)
+    conditions = [shown(OneHot(taxonomy=TAXONOMY)), shown(Palette(taxonomy=TAXONOMY))]
+    expected = stock(
+        "sd1",
+        pipelines["sd1"],
+        [network(controls["sd1"]), network(controls["colours"])],
+        conditions,
+        controlnet_conditioning_scale=[1.0, 0.5],
+        control_guidance_start=[0.0, 0.3],
+        control_guidance_end=[0.7, 1.0],
+    )
+    same(found, expected)
+
+
+def test_a_picture_depends_on_its_recipe_alone(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    draws = generator(pipelines["sd1"], control(controls["sd1"], class_scales={"sky": 0.2}))
+    pictures = draws.render(RECIPES)
+    assert np.array_equal(draws.render(RECIPES[::-1])[::-1], pictures)
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_class_scales_are_strengths_at_places(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    def drawn(**choices: Any) -> np.ndarray:
+        return generator(pipelines["sd1"], control(controls["sd1"], **choices)).render(RECIPES)
+
+    full, none = drawn(), drawn(scale=0.0)
+    nowhere = dict.fromkeys(TAXONOMY.names, 0.0)
+    everywhere = dict.fromkeys(TAXONOMY.names, 1.0)
+    np.testing.assert_array_equal(drawn(class_scales=everywhere), full)
+    part = drawn(class_scales=nowhere)  # void keeps its strength
+    assert not np.array_equal(part, full)
+    assert not np.array_equal(drawn(class_scales={"sky": 0.0}), full)
+    assert np.abs(part.astype(int) - none).mean() < np.abs(full.astype(int) - none).mean()
+
+
+def test_drawing_may_begin_from_the_picture(pipelines: Mapping[str, Path]):
+    """Image to image without any control: the less is drawn anew, the nearer it stays."""
+    pictures = [generator(pipelines["sd1"], strength=strength).render(RECIPES) for strength in (0.4, 0.99)]
+    assert pictures[0].shape == (2, *SIZE, 3)
+    assert not np.array_equal(pictures[0], pictures[1])
+    blank = [Recipe(id="0", prompt="", seed=1, guide=Guide(labels=labels(0, *SIZE)))]
+    with pytest.raises(UserError, match="strength below 1 begins from the guide's picture"):
+        generator(pipelines["sd1"], strength=0.5).render(blank)
+
+
+def test_the_checkpoint_stays_as_it_was(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    model = Model(ModelReference(source=str(pipelines["sd1"])))
+    plain = StableDiffusion(steps=STEPS, height=SIZE[0], width=SIZE[1], model=model)
+    before = plain.render(RECIPES)
+    unet = model.checkpoint.pipeline.unet
+    Controlnet(controls=(control(controls["sd1"]),), steps=STEPS, model=model, taxonomy=TAXONOMY).render(RECIPES)
+    assert model.checkpoint.pipeline.unet is unet
+    np.testing.assert_array_equal(plain.render(RECIPES), before)
+
+
+class Pointwise(nn.Module):
+    """A UNet that looks at nothing but each cell, and adds what the control says of it."""
+
+    def forward(self, sample: Tensor, _time: Any, *, mid_block_additional_residual: Tensor, **_: Any) -> Any:
+        return (sample * 2 + mid_block_additional_residual,)
+
+
+class Echo(nn.Module):
+    """A ControlNet that says of each cell what it is shown there."""
+
+    def forward(self, *_: Any, controlnet_cond: Tensor, conditioning_scale: float, **__: Any) -> Any:
+        return [], conditioning_scale * nn.functional.avg_pool2d(controlnet_cond, 2)
+
+
+@given(
+    st.tuples(st.integers(4, 13), st.integers(4, 13)),
+    st.tuples(st.integers(3, 8), st.integers(3, 8)),
+    st.floats(0, 0.9),
+    st.integers(1, 5),
+)
+def test_windows_of_a_pointwise_denoiser_say_what_it_says_of_the_whole(
+    size: tuple[int, int], tile: tuple[int, int], overlap: float, batch: int
+):
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(4, 1, *size, generator=random)  # two pictures with and without guidance
+    condition = torch.randn(2, 1, 2 * size[0], 2 * size[1], generator=random)
+    scheduler: Any = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(5)
+    unet = ControlledUnet(Pointwise(), cell=2, scheduler=scheduler)
+    signals = [Signal(network=Echo(), condition=condition, scale=0.5)]
+    unet.show(signals)
+    context = torch.zeros(4, 1, 1)
+    whole = unet(sample, scheduler.timesteps[0], context)[0]
+    torch.testing.assert_close(whole, 2 * sample + 0.5 * nn.functional.avg_pool2d(condition, 2).repeat(2, 1, 1, 1))
+    unet.show(signals, Windows(tiles=tiles(size, tile, overlap), batch=batch))
+    torch.testing.assert_close(unet(sample, scheduler.timesteps[0], context)[0], whole)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.floats(0, 0.95))
+def test_windows_cover_everything_and_stay_inside(
+    height: int, width: int, tile_height: int, tile_width: int, overlap: float
+):
+    covered = np.zeros((height, width), int)
+    for tile in tiles((height, width), (tile_height, tile_width), overlap):
+        part = covered[tile.window]
+        assert part.shape == (min(tile_height, height), min(tile_width, width))
+        part += 1
+    assert covered.min() >= 1
+    assert feather(tile_height, tile_width).min() > 0
+
+
+def test_wrong_controls_are_told(tmp_path: Path, pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    def told(match: str, chosen: Control, pipeline: str = "sd1") -> None:
+        with pytest.raises(UserError, match=match):
+            generator(pipelines[pipeline], chosen).render(RECIPES)
+
+    told(r"controls\.0: ControlNet nowhere: found no such folder", Control(source="nowhere"))
+    told("does not say what it is to be shown", Control(source=str(controls["sd1"])))
+    told("is shown 5 channels by this condition, expected 3", control(controls["colours"]))
+    told(r"class_scales: 'skye' is no class; did you mean 'sky'\?", control(controls["sd1"], class_scales={"skye": 1}))
+    told("was made for a model with cross_attention_dim 16, but the plan's has 40", control(controls["sd1"]), "xl")
+    told("holds a StableDiffusionPipeline|found no readable config.json", control(pipelines["sd1"]))
+
+    copied = tmp_path / "copied"
+    shutil.copytree(controls["sd1"], copied)
+    about = {"condition": {"kind": "one_hot"}, "classes": ["sky", "car"]}
+    (copied / ABOUT_FILE).write_text(json.dumps(about))
+    told("was trained on the classes sky, car, but the labels have sky, car, traffic sign", Control(source=str(copied)))
+    (copied / ABOUT_FILE).write_text(json.dumps(about | {"classes": TAXONOMY.names}))
+    same = generator(pipelines["sd1"], Control(source=str(copied))).render(RECIPES)
+    np.testing.assert_array_equal(same, generator(pipelines["sd1"], control(controls["sd1"])).render(RECIPES))
+    (copied / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    told("could not be loaded", Control(source=str(copied)))
+    (copied / "diffusion_pytorch_model.safetensors").unlink()
+    told("a .bin is a pickle", Control(source=str(copied)))
+
+
+def test_recipes_without_a_fitting_guide_are_told(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    draws = generator(pipelines["sd1"], control(controls["sd1"]))
+    with pytest.raises(UserError, match="recipe 00000009 brings no geometry"):
+        draws.render([Recipe(id="00000009", prompt="", seed=1)])
+    other = Recipe(id="00000003", prompt="", seed=1, guide=Guide(labels=labels(0, 32, 32)))
+    with pytest.raises(UserError, match="guides of sizes"):
+        draws.render([RECIPES[0], other])
+    odd = Recipe(id="00000003", prompt="", seed=1, guide=Guide(labels=labels(0, 32, 33)))
+    with pytest.raises(UserError, match="the guide's width is 33, expected a multiple of 8"):
+        draws.render([odd])
+    with pytest.raises(UserError, match="nothing would keep the geometry"):
+        generator(pipelines["sd1"])
+
+
+def test_a_plan_names_controls_and_only_their_contents_decide_the_run(
+    tmp_path: Path, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    model = Model(ModelReference(source=str(pipelines["sd1"])))
+
+    def built(folder: Path, **choices: Any) -> tuple[Any, Any]:
+        entry = {"source": str(folder), "condition": {"kind": "one_hot"}, **choices}
+        part = choose_part("generators", {"kind": "controlnet", "controls": [entry]}, at="generator")
+        return part, part.build(model=model, taxonomy=TAXONOMY)
+
+    part, first = built(controls["sd1"])
+    assert "controls" in part.path_settings
+    assert part.to_json()["controls"][0]["condition"] == {"kind": "one_hot"}
+    moved = tmp_path / "moved"
+    shutil.copytree(controls["sd1"], moved)
+    assert built(moved)[1].digest == first.digest
+    assert built(moved, scale=0.5)[1].digest != first.digest
+    with pytest.raises(
+        UserError, match=r"generator\.controls\.condition\.kind: unknown kind 'onehot'; did you mean 'one_hot'"
+    ):
+        built(moved, condition="onehot")
