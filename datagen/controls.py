@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from datagen.conditions import Condition
 from datagen.plugins import OneOf, built, choose_part
@@ -40,6 +40,24 @@ class Control(Settings):
     """The part of the steps in which it acts."""
     class_scales: Mapping[str, Annotated[float, Ge(0)]] = {}
     """Class name -> strength there, times `scale`; 1 where left out. So the sky can be left to the model."""
+
+
+class Fusion(Settings):
+    """How the second drawing is made."""
+
+    supersampling: Annotated[int, Ge(1)] = 2
+    """Times the guide's size, in each direction, at which it is drawn; then it is shrunk to that size."""
+    tile: Annotated[int, Ge(8)] | None = None
+    """Pixels of a window's side, and of the first drawing's shorter side; what the model was made for when None."""
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Least share of a window that the next one covers again."""
+    keep_above: Annotated[float, Gt(0), Le(1)] = 0.08
+    """Connected regions of a class that cover more of the picture than this stay as the first drawing has them; 1 keeps
+    none."""
+    tile_batch: Annotated[int, Ge(1)] = 8
+    """Windows computed at once."""
+    tile_prompts: bool = True
+    """Whether each window is asked for the listed classes that it shows, instead of all of the prompt's."""
 
 
 class LocatedControl:

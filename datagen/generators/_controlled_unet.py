@@ -42,9 +42,9 @@ class Windows:
     """How many (window, picture) pairs are computed at once."""
     contexts: Float[Tensor, "tiles batch tokens width"] | None = None
     """Text of each window, beginning with the part without guidance where there is one; the picture's own when None."""
-    pooled: Float[Tensor, "tiles batch width"] | None = None
+    pooled: Float[Tensor, "tiles batch pooled"] | None = None
     """The same as one vector, for pipelines that have one (XL)."""
-    settled: Bool[Tensor, "batch rows columns"] | None = None
+    settled: Bool[Tensor, "pictures rows columns"] | None = None
     """Cells whose content is overwritten after each step, so that windows of nothing else need no look."""
 
 
@@ -121,6 +121,9 @@ class ControlledUnet(nn.Module):
         total, weights = torch.zeros_like(sample), sample.new_zeros(len(sample), 1, *sample.shape[2:])
         for start in range(0, len(pairs), windows.batch):
             chosen = pairs[start : start + windows.batch]
+            count = len(chosen)
+            # Always a full batch: the last digits of a window must not depend on how many others are left.
+            chosen += [chosen[-1]] * (windows.batch - count)
             numbers, rows = (torch.tensor(column, device=sample.device) for column in zip(*chosen, strict=True))
             places = [windows.tiles[number] for number, _ in chosen]
             cut = torch.stack([sample[(row, slice(None), *windows.tiles[number].window)] for number, row in chosen])
@@ -129,7 +132,7 @@ class ControlledUnet(nn.Module):
             if windows.pooled is not None:
                 extra["text_embeds"] = windows.pooled[numbers, rows]
             said = self._look(cut, timestep, text, extra, more, active, places, rows)
-            for (_, row), tile, part in zip(chosen, places, said, strict=True):
+            for (_, row), tile, part in list(zip(chosen, places, said, strict=True))[:count]:
                 total[(row, slice(None), *tile.window)] += part * weight
                 weights[(row, slice(None), *tile.window)] += weight
         return total / weights.clamp(min=torch.finfo(sample.dtype).tiny)

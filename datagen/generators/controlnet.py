@@ -6,6 +6,7 @@ domain's UNet steers the untouched prior, `UNet_prior(x, t, c, residuals=scale *
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +14,15 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Float32, UInt8
 
-from datagen.controls import Control, LocatedControl, locate_controls
-from datagen.generators.stable_diffusion import Scheduler, StableDiffusion
+from datagen.controls import Control, Fusion, LocatedControl, locate_controls
+from datagen.generators.stable_diffusion import LongPrompts, Scheduler, StableDiffusion
 from datagen.model import Model
 from datagen.plugins import HOLDS_PATHS
+from datagen.randomness import seed_for
 from datagen.records import Guide, Recipe
 from decoders.errors import UserError
 from decoders.labels import Taxonomy, semantic_ids
+from decoders.resizing import Size, resize_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,31 +37,45 @@ class Controlnet(StableDiffusion):
         self,
         *,
         controls: Annotated[tuple[Control, ...], HOLDS_PATHS],
+        fusion: Fusion | None = None,
         strength: Annotated[float, Gt(0), Le(1)] = 1.0,
         steps: Annotated[int, Ge(1), Le(1000)] = 25,
         guidance: Annotated[float, Ge(0)] = 7.5,
         guidance_rescale: Annotated[float, Ge(0), Le(1)] = 0.0,
+        long_prompts: LongPrompts = "cut",
         scheduler: Scheduler | None = None,
         model: Model,
         taxonomy: Taxonomy,
     ) -> None:
         """Args:
         controls: what keeps the geometry; several add up.
+        fusion: how small objects are drawn at a higher resolution; one drawing at the guide's size when None.
         strength: how far the guide's picture is drawn anew (image to image); 1 begins from pure noise.
-        steps, guidance, guidance_rescale, scheduler: as of `stable_diffusion`.
+        steps, guidance, guidance_rescale, long_prompts, scheduler: as of `stable_diffusion`.
 
         Raises:
             UserError: a control is not there or does not fit the classes; nothing would guide.
         """
         super().__init__(
-            steps=steps, guidance=guidance, guidance_rescale=guidance_rescale, scheduler=scheduler, model=model
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            long_prompts=long_prompts,
+            scheduler=scheduler,
+            model=model,
         )
         if not controls and strength == 1:
             raise UserError(
                 "found no controls and strength 1, so that nothing would keep the geometry; name a ControlNet in "
                 "`controls`, or lower `strength`"
             )
+        if fusion is not None and strength < 1:
+            raise UserError(
+                f"found fusion beside strength {strength:g}, expected one of them: fusion draws from pure noise; "
+                "remove `fusion`, or `strength`"
+            )
         self._controls = locate_controls(controls, taxonomy)
+        self._fusion = fusion
         self._strength = strength
         self._taxonomy = taxonomy
 
@@ -74,12 +91,40 @@ class Controlnet(StableDiffusion):
             UserError: a recipe has no guide, guides differ in size, or as `StableDiffusion.render`.
         """
         guides = [_guide(recipe) for recipe in recipes]
-        height, width = self._common_size(guides)
-        pairs = zip(self._controls, self._networks, strict=True)
-        self._unet.show([self._signal(control, network, guides) for control, network in pairs])
+        size = self._common_size(guides)
+        if self._fusion is not None:
+            return self._draw_twice(recipes, guides, self._fusion, size)
+        self._unet.show(self._signals(guides))
         if self._strength < 1:
             return self._draw(recipes, image=_pictures(guides), strength=self._strength)
-        return self._draw(recipes, height=height, width=width)
+        return self._draw(recipes, height=size[0], width=size[1])
+
+    def _draw_twice(
+        self, recipes: Sequence[Recipe], guides: Sequence[Guide], fusion: Fusion, size: Size
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """As a whole first, then larger and in windows, shrunk to the guide's size at the end."""
+        from datagen.generators._fusion import Canvas, first_size, resize_guide
+
+        checkpoint = self._model.checkpoint
+        tile = fusion.tile or checkpoint.unet.config["sample_size"] * checkpoint.vae_scale_factor
+        self._check_size({"tile": tile}, what="fusion.")
+        whole = (size[0] * fusion.supersampling, size[1] * fusion.supersampling)
+        first = first_size(whole, tile, self._size_multiple)
+        self._unet.show(self._signals([resize_guide(guide, first) for guide in guides]))
+        pictures = self._draw(recipes, height=first[0], width=first[1])
+
+        enlarged = [resize_guide(guide, whole) for guide in guides]
+        canvas = Canvas(checkpoint, fusion, enlarged, tile=tile)
+        windows = canvas.windows(self._pipeline, recipes, self._taxonomy.names, guided=self._guided)
+        self._unet.show(self._signals(enlarged), windows)
+        anew = [replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas")) for recipe in recipes]
+        kept = canvas.keep(pictures, [seed_for(recipe.seed, recipe.id, "kept") for recipe in recipes])
+        drawn = self._draw(anew, height=whole[0], width=whole[1], callback_on_step_end=kept)
+        return np.stack([resize_image(picture, size) for picture in drawn])
+
+    def _signals(self, guides: Sequence[Guide]) -> list["Signal"]:
+        pairs = zip(self._controls, self._networks, strict=True)
+        return [self._signal(control, network, guides) for control, network in pairs]
 
     @cached_property
     def _networks(self) -> list[Any]:
@@ -105,7 +150,7 @@ class Controlnet(StableDiffusion):
         pipeline.register_modules(unet=unet)
         return pipeline
 
-    def _common_size(self, guides: Sequence[Guide]) -> tuple[int, int]:
+    def _common_size(self, guides: Sequence[Guide]) -> Size:
         sizes = {guide.size for guide in guides}
         if len(sizes) > 1:
             raise UserError(

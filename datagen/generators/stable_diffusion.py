@@ -1,6 +1,7 @@
 """Pictures from Stable Diffusion 1.x, 2.x or XL, whichever the plan's model is: the pipeline itself knows."""
 
 import copy
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,8 +15,10 @@ from datagen.model import Model
 from datagen.records import Recipe
 from decoders.errors import UserError
 
+LongPrompts = Literal["refuse", "cut"]
 Scheduler = Literal["ddim", "ddpm", "dpm_solver", "euler", "euler_ancestral", "heun", "unipc"]
 
+_log = logging.getLogger(__name__)
 _CLASSES: dict[str, str] = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -43,6 +46,7 @@ class StableDiffusion:
         guidance_rescale: Annotated[float, Ge(0), Le(1)] = 0.0,
         height: Annotated[int, Ge(1)] | None = None,
         width: Annotated[int, Ge(1)] | None = None,
+        long_prompts: LongPrompts = "cut",
         scheduler: Scheduler | None = None,
         model: Model,
     ) -> None:
@@ -50,14 +54,18 @@ class StableDiffusion:
         guidance: classifier-free guidance (arXiv 2207.12598) as diffusers counts it: 1 or less switches it off.
         guidance_rescale: share of the correction for over-exposure under v-prediction (arXiv 2305.08891, section 3.4).
         height, width: in pixels; those the model was made for when left out.
+        long_prompts: what becomes of a prompt that is longer than the model's text encoder reads: its end is left out,
+            which is said once, or it is an error (`refuse`).
         scheduler: another sampler, with the noise schedule of the checkpoint's own; that one itself when left out.
         """
         self._steps = steps
         self._guidance = guidance
         self._guidance_rescale = guidance_rescale
         self._size = {"height": height, "width": width}
+        self._long_prompts: LongPrompts = long_prompts
         self._scheduler = scheduler
         self._model = model
+        self._told_of_cuts = False
 
     def render(self, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "batch height width 3"]:
         """Draw one picture for each recipe.
@@ -71,11 +79,10 @@ class StableDiffusion:
         """Call the pipeline, with what else it takes."""
         import torch  # here, not above: checking a plan and going past finished shards must not wait for it
 
-        negative = [recipe.negative_prompt for recipe in recipes]
+        self._check_lengths(recipes)
         pictures = self._pipeline(
             prompt=[recipe.prompt for recipe in recipes],
-            # XL takes "no negative prompt" as zeros, which is not the same as an empty one.
-            negative_prompt=negative if any(negative) else None,
+            negative_prompt=negative_prompts(recipes),
             generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes],
             num_inference_steps=self._steps,
             guidance_scale=self._guidance,
@@ -106,11 +113,40 @@ class StableDiffusion:
         pipeline.register_modules(scheduler=scheduler_class.from_config(found.config))
         return pipeline
 
+    def _check_lengths(self, recipes: Sequence[Recipe]) -> None:
+        for tokenizer in self._model.checkpoint.tokenizers:
+            limit = int(tokenizer.model_max_length)
+            for text in dict.fromkeys(text for each in recipes for text in (each.prompt, each.negative_prompt)):
+                count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+                if count <= limit:
+                    continue
+                told = f"prompt {text!r} has {count} tokens, its text encoder reads {limit}, start and end included"
+                if self._long_prompts == "refuse":
+                    raise UserError(f"{told}; say less, or leave out `long_prompts: refuse`, and its end is cut off")
+                if not self._told_of_cuts:
+                    _log.warning("%s: its end is left out, as that of any other so long", told)
+                    self._told_of_cuts = True
+
+    @property
+    def _guided(self) -> bool:
+        """Whether the pipeline computes every picture twice, without its prompt and with it."""
+        return self._guidance > 1 and self._model.checkpoint.unet.config["time_cond_proj_dim"] is None
+
+    @property
+    def _size_multiple(self) -> int:
+        return math.lcm(self._model.checkpoint.vae_scale_factor, _PIPELINE_MULTIPLE)
+
     def _check_size(self, size: Mapping[str, int | None], *, what: str) -> None:
-        multiple = math.lcm(self._model.checkpoint.vae_scale_factor, _PIPELINE_MULTIPLE)
+        multiple = self._size_multiple
         for name, pixels in size.items():
             if pixels is not None and pixels % multiple:
                 near = max(multiple, round(pixels / multiple) * multiple)
                 raise UserError(
                     f"{what}{name} is {pixels}, expected a multiple of {multiple} for this model; take {near}"
                 )
+
+
+def negative_prompts(recipes: Sequence[Recipe]) -> list[str] | None:
+    """Those of a batch; None where there is none, which XL takes for zeros and not for an empty prompt."""
+    negative = [recipe.negative_prompt for recipe in recipes]
+    return negative if any(negative) else None

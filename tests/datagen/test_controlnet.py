@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from torch import Tensor, nn
 
 from datagen.conditions.one_hot import OneHot
 from datagen.conditions.palette import Palette
-from datagen.controls import ABOUT_FILE, Control
+from datagen.controls import ABOUT_FILE, Control, Fusion
 from datagen.generators import Generator
 from datagen.generators._controlled_unet import ControlledUnet, Signal, Windows
+from datagen.generators._fusion import large_regions, tile_prompt
 from datagen.generators._tiles import feather, tiles
 from datagen.generators.controlnet import Controlnet
 from datagen.generators.stable_diffusion import StableDiffusion
 from datagen.model import Model
 from datagen.plugins import choose_part
+from datagen.randomness import seed_for
 from datagen.records import Guide, Recipe
 from decoders.errors import UserError
+from decoders.features import to_pixels
+from decoders.labels import semantic_map
 from decoders.references import ModelReference
 from tests.datagen.made_up import TAXONOMY, image, labels
 from tests.tiny_models import tiny_control
@@ -221,6 +226,81 @@ def test_windows_cover_everything_and_stay_inside(
     assert feather(tile_height, tile_width).min() > 0
 
 
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_one_window_draws_the_plain_picture(kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
+    """A canvas that is one window, of which nothing is kept, is the plain picture of the canvas' own noise."""
+    fusion = Fusion(supersampling=1, tile=48, keep_above=1.0, tile_prompts=False)
+    found = generator(pipelines[kind], control(controls[kind]), fusion=fusion).render(RECIPES)
+    anew = [replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas")) for recipe in RECIPES]
+    np.testing.assert_array_equal(found, generator(pipelines[kind], control(controls[kind])).render(anew))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+@pytest.mark.parametrize("scheduler", [None, "ddim", "dpm_solver", "unipc", "euler"])
+def test_large_regions_stay_as_drawn_first(
+    kind: str, scheduler: Any, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    """Where all is one region, the second drawing is the first one, seen through the codec, whatever the sampler."""
+    everything = Guide(labels={"semantic": semantic_map(np.ones(SIZE, np.uint8))})
+    recipes = [replace(recipe, guide=everything) for recipe in RECIPES]
+    fusion = Fusion(supersampling=1, tile=32, keep_above=0.9)
+    chosen = control(controls[kind])
+    found = generator(pipelines[kind], chosen, fusion=fusion, scheduler=scheduler).render(recipes)
+    first = generator(pipelines[kind], chosen, scheduler=scheduler).render(recipes)
+    checkpoint = Model(ModelReference(source=str(pipelines[kind]))).checkpoint
+    with torch.no_grad():
+        latents = checkpoint.encode(to_pixels(first, checkpoint.device))
+        decoded: Any = checkpoint.vae.decode(latents / checkpoint.vae.config["scaling_factor"])
+    pixels = (decoded.sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
+    assert np.abs(found - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_fusion_draws_each_window_for_what_it_shows(
+    kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    halves = np.ones(SIZE, np.uint8)
+    halves[:, SIZE[1] // 2 :] = 2
+    chosen = Guide(labels={"semantic": semantic_map(halves)})
+    words = {"sky": "sky", "car": "a red car"}
+    listed = [replace(recipe, prompt="sky, a red car", listed=words, guide=chosen) for recipe in RECIPES]
+
+    def drawn(recipes: list[Recipe], **settings: Any) -> np.ndarray:
+        fusion = Fusion(tile=32, tile_batch=3, keep_above=1.0, **settings)
+        return generator(pipelines[kind], control(controls[kind]), fusion=fusion).render(recipes)
+
+    pictures = drawn(listed)
+    assert pictures.shape == (2, *SIZE, 3)
+    assert np.array_equal(drawn(listed[::-1])[::-1], pictures)
+    assert not np.array_equal(drawn(listed, tile_prompts=False), pictures)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.9))
+def test_large_regions_are_connected_and_of_one_class(seed: int, keep_above: float):
+    ids = np.random.default_rng(seed).integers(0, 3, (4, 5), np.uint8).repeat(2, axis=0).repeat(3, axis=1)
+    kept = large_regions(ids, keep_above)
+    assert not kept[ids == 0].any()
+    reached = {(int(row), int(column)) for row, column in np.argwhere(ids > 0)}
+    while reached:
+        region, frontier = set[tuple[int, int]](), [reached.pop()]
+        while frontier:
+            row, column = frontier.pop()
+            region.add((row, column))
+            around = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & reached
+            same_class = {place for place in around if ids[place] == ids[row, column]}
+            reached -= same_class
+            frontier += same_class
+        assert {bool(kept[place]) for place in region} == {len(region) > keep_above * ids.size}
+
+
+def test_a_window_is_asked_for_what_it_shows():
+    recipe = Recipe(id="0", prompt="fog, a car, the sky, night", seed=0, listed={"car": "a car", "sky": "the sky"})
+    assert tile_prompt(recipe, np.array([[1, 0]], np.uint8), TAXONOMY.names) == "fog, the sky, night"
+    assert tile_prompt(recipe, np.array([[1, 2]], np.uint8), TAXONOMY.names) == recipe.prompt
+    assert tile_prompt(recipe, np.array([[4]], np.uint8), TAXONOMY.names) == recipe.prompt
+    assert tile_prompt(replace(recipe, listed={}), np.array([[1]], np.uint8), TAXONOMY.names) == recipe.prompt
+
+
 def test_wrong_controls_are_told(tmp_path: Path, pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
     def told(match: str, chosen: Control, pipeline: str = "sd1") -> None:
         with pytest.raises(UserError, match=match):
@@ -257,6 +337,10 @@ def test_recipes_without_a_fitting_guide_are_told(pipelines: Mapping[str, Path],
     odd = Recipe(id="00000003", prompt="", seed=1, guide=Guide(labels=labels(0, 32, 33)))
     with pytest.raises(UserError, match="the guide's width is 33, expected a multiple of 8"):
         draws.render([odd])
+    with pytest.raises(UserError, match="expected one of them: fusion draws from pure noise"):
+        generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(), strength=0.5)
+    with pytest.raises(UserError, match=r"fusion\.tile is 20, expected a multiple of 8"):
+        generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(tile=20)).render(RECIPES)
     with pytest.raises(UserError, match="nothing would keep the geometry"):
         generator(pipelines["sd1"])
 

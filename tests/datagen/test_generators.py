@@ -118,3 +118,15 @@ def test_settings_are_checked_before_any_model_is_looked_at(setting: dict[str, A
 def test_a_whole_number_is_good_for_guidance(pipelines: Mapping[str, Path]):
     part = choose_part("generators", {"kind": "stable_diffusion", "guidance": 3}, at="generator")
     assert isinstance(part.build(model=Model(ModelReference(source=str(pipelines["sd1"])))), StableDiffusion)
+
+
+def test_a_long_prompt_is_told_and_never_cut_silently(pipelines: Mapping[str, Path], caplog: pytest.LogCaptureFixture):
+    long = [Recipe(id="00000000", prompt="car road sky tree " * 5, seed=1)]
+    with pytest.raises(UserError, match=r"has 22 tokens.*leave out `long_prompts: refuse`"):
+        generator(pipelines["sd1"], long_prompts="refuse").render(long)
+    draws = generator(pipelines["sd1"])
+    first = draws.render(long)
+    assert "its end is left out" in caplog.text
+    shorter = [Recipe(id="00000000", prompt="car road sky tree " * 4, seed=1)]  # 18 tokens: cut to the same
+    assert np.array_equal(draws.render(shorter), first)
+    assert caplog.text.count("its end is left out") == 1
