@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL
-from datagen.pocket import judge, loop, scene_cache, vae
+from datagen.adaptation import hardware, loop
+from datagen.pocket import judge, scene_cache, vae
 from datagen.pocket.world import TAXONOMY
 from decoders.checkpoint import load_checkpoint
 from decoders.files import cache_folder
@@ -76,7 +77,7 @@ def train(scenes: scene_cache.ScenePool, *, coarse_updates: int, updates: int) -
         pictures, truth = judge.draw_batch(scenes, BATCH_SIZE, random, device)
         if torch.rand((), generator=random) < 0.5:
             pictures, truth = _zoom(pictures, truth, random)
-        with loop.half_precision(device):
+        with hardware.half_precision(device):
             logits = network(pictures.contiguous(memory_format=torch.channels_last)).float()
         crossed, missed = functional.cross_entropy(logits, truth, ignore_index=-1), overlap(logits, truth)
         return {"loss": crossed + missed, "cross-entropy": crossed, "Dice": missed}
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--coarse-updates", type=int, default=3000)
     parser.add_argument("--updates", type=int, default=3000)
     chosen = parser.parse_args()
-    loop.keep_memory()
+    hardware.keep_memory()
     cell = {
         "scenes": chosen.scenes,
         "coarse updates": chosen.coarse_updates,

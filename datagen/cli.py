@@ -177,6 +177,48 @@ def probe(
     _out.print(str(found), markup=False)
 
 
+@app.command(cls=_WithSettings, epilog="Example: datagen adapt configs/adapt.yaml --to models/camvid --set updates=500")
+def adapt(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train a model on a domain's pictures, as a LoRA file or a model of its own. The same command goes on."""
+    from datagen.adaptation.adapt import adapt as run
+    from datagen.launchers import from_environment
+
+    launcher = from_environment()
+    try:
+        summary = run(plan, to=to, overrides=settings or [], launcher=launcher)
+    finally:
+        launcher.close()
+    if launcher.rank == 0:
+        _out.print(str(summary), markup=False)
+
+
+@app.command(cls=_WithSettings, epilog="Example: datagen control configs/control.yaml --to models/control")
+def control(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train a ControlNet to draw after label maps, and measure whether it does. The same command goes on."""
+    from datagen.adaptation.control import control as run
+    from datagen.launchers import from_environment
+
+    launcher = from_environment()
+    try:
+        summary = run(plan, to=to, overrides=settings or [], launcher=launcher)
+    finally:
+        launcher.close()
+    if launcher.rank == 0:
+        _out.print(str(summary), markup=False)
+
+
 @app.command(
     cls=_WithSettings,
     epilog="Example: datagen inspect configs/camvid_reader.yaml --to sheet.png --set data.root=photos",
@@ -261,6 +303,16 @@ def validate(
     report = check(dataset)
     report.require_sound()
     _out.print(str(report), markup=False)
+
+
+@app.command(epilog="Example: datagen audit runs/demo")
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `datagen generate`, finished or not.")],
+) -> None:
+    """Compare what a run asked for with what it delivered: classes, styles, and why samples were rejected."""
+    from datagen.audit import audit as count
+
+    _out.print(str(count(run, console=_err)), markup=False)
 
 
 @app.command(epilog="Example: datagen show runs/demo --to sheet.png --count 16")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ABOUT_FILE = "control.json"
 """Beside the weights that `datagen control` writes: what the ControlNet was trained to be shown."""
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_WEIGHTS = (WEIGHTS_FILE, "diffusion_pytorch_model.fp16.safetensors")
 _DOWNLOADS = ("config.json", *_WEIGHTS)
 
 
@@ -98,9 +99,7 @@ class LocatedControl:
     def digest(self) -> str:
         """Identity of its files, wherever they lie, and of all that it is told."""
         told = self.control.model_dump(mode="json", exclude={"source", "revision"})
-        total = hashlib.sha256(json.dumps([self._config, self._about, told], sort_keys=True).encode())
-        total.update(file_digest(_weights(self.folder)).encode())
-        return total.hexdigest()
+        return hashlib.sha256(json.dumps([control_digest(self.folder), told], sort_keys=True).encode()).hexdigest()
 
     def load(self, checkpoint: "decoders.checkpoint.Checkpoint") -> Any:
         """The network beside a checkpoint, frozen.
@@ -131,6 +130,17 @@ class LocatedControl:
                     f"ControlNet {self.folder} was made for a model with {name} {found}, but the plan's has "
                     f"{expected}; take one made for the plan's model (1.5, 2.1 and XL each need their own)"
                 )
+
+
+def control_digest(folder: Path) -> str:
+    """Identity of a ControlNet's files.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    total = hashlib.sha256(json.dumps([_config(folder), _about(folder)], sort_keys=True).encode())
+    total.update(file_digest(_weights(folder)).encode())
+    return total.hexdigest()
 
 
 def locate_controls(controls: Sequence[Control], taxonomy: Taxonomy) -> tuple[LocatedControl, ...]:
@@ -164,8 +174,8 @@ def _weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"ControlNet {folder} holds no {_WEIGHTS[0]}; a .bin is a pickle that can run code and is not read: convert it "
-        "with `ControlNetModel.from_pretrained(folder, use_safetensors=False).save_pretrained(other)`"
+        f"ControlNet {folder} holds no {WEIGHTS_FILE}; a .bin is a pickle that can run code and is not read: convert "
+        "it with `ControlNetModel.from_pretrained(folder, use_safetensors=False).save_pretrained(other)`"
     )
 
 

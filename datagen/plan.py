@@ -127,14 +127,15 @@ def identity(plan: GeneratePlan, parts: Parts) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "threads": plan.threads,
         "model": parts.model.identity() if parts.model else None,
-        "source": _part_identity(plan.source, parts.source),
-        "generator": _part_identity(plan.generator, parts.generator),
-        "labeller": _part_identity(plan.labeller, parts.labeller),
-        "filters": [_part_identity(*pair) for pair in zip(plan.filters, parts.filters, strict=True)],
+        "source": part_identity(plan.source, parts.source),
+        "generator": part_identity(plan.generator, parts.generator),
+        "labeller": part_identity(plan.labeller, parts.labeller),
+        "filters": [part_identity(*pair) for pair in zip(plan.filters, parts.filters, strict=True)],
     }
 
 
-def _part_identity(part: Part, built: object) -> dict[str, Any]:
+def part_identity(part: Part, built: object) -> dict[str, Any]:
+    """What of a part decides the result: its settings, and the digest of files instead of their paths."""
     settings = part.to_json()
     digest = getattr(built, "digest", None)
     if digest is not None:

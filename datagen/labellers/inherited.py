@@ -58,7 +58,7 @@ class Inherited:
         self._boundary = boundary
         self._reader = None if reader is None else Decoded(reader=reader, model=model)
         if self._reader is not None:
-            self._ids = _translation(self._reader.taxonomy, taxonomy)
+            self._ids = translation(self._reader.taxonomy, taxonomy)
 
     @staticmethod
     def prepare(*, reader: Path | None = None, fit: Path | None = None, **_: Any) -> None:
@@ -137,7 +137,7 @@ def _guide(recipe: Recipe, size: tuple[int, int]) -> Guide:
     return recipe.guide
 
 
-def _translation(reader: Taxonomy, inherited: Taxonomy) -> UInt8[np.ndarray, " ids"]:
+def translation(reader: Taxonomy, inherited: Taxonomy) -> UInt8[np.ndarray, " ids"]:
     """The reader's semantic ids -> those of the inherited labels."""
     if set(reader.names) != set(inherited.names):
         different = sorted(set(reader.names) ^ set(inherited.names))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from datagen.pocket import gates, judge, loop, vae
+from datagen.adaptation import training_state
+from datagen.pocket import gates, judge, vae
 from datagen.pocket.atmosphere import HELD_OUT_LOOK, HELD_OUT_WEATHER
 from datagen.pocket.workshop import Workshop
 from datagen.pocket.world import VISIBLE_PIXELS
@@ -149,7 +150,7 @@ def export(workshop: Workshop) -> dict[str, Any]:
     report["updates"] = {
         stage: updates
         for stage in ("vae", "vae_decoder", "prior", "judge")
-        if (updates := loop.finished_updates(workshop.folder / stage / "checkpoint.safetensors"))
+        if (updates := training_state.finished_updates(workshop.folder / stage / "checkpoint.safetensors"))
     }
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     report["parameters"] = sum(parameter.numel() for part in parts for parameter in part.parameters())

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datagen.pocket import loop
+from datagen.adaptation import hardware, loop, training_state
 from datagen.pocket.scene_cache import ScenePool
 from datagen.pocket.world import TAXONOMY
 from decoders.errors import UserError
@@ -43,7 +43,7 @@ def train(
 
     def loss(step: int) -> Mapping[str, Tensor]:
         pictures, truth = draw_batch(scenes, batch_size, loop.stream(seed, step), device)
-        with loop.half_precision(device):
+        with hardware.half_precision(device):
             logits = network(pictures)
         return {"loss": functional.cross_entropy(logits.float(), truth, ignore_index=-1)}
 
@@ -69,7 +69,7 @@ def load(path: Path) -> nn.Module:
     if not path.exists():
         raise UserError(f"no judge at {path}; train it with `datagen pocket train --stages judge`")
     network = build()
-    network.load_state_dict(loop.averaged_weights(path))
+    network.load_state_dict(training_state.averaged_weights(path))
     return network.eval().requires_grad_(False)
 
 

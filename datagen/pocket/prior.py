@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from datagen.pocket import loop
+from datagen.adaptation import hardware, loop
+from datagen.adaptation.denoising import stratified_times
 
 FORM_SHARES = (0.40, 0.25, 0.25, 0.10)
 """How often a picture is trained with its sentence, its bare class list, a phrase, or nothing (for guidance)."""
@@ -75,10 +76,7 @@ def train(
     seed: int = 1,
     probe: Callable[[Prior, int], Mapping[str, float]] | None = None,
 ) -> Prior:
-    """Train on scaled latents (each with its mirror image) and three captions a scene; returns the averaged networks.
-
-    Times are drawn one from each of `batch_size` equal parts of the range: less noise in the loss than drawing freely.
-    """
+    """Train on scaled latents (each with its mirror image) and three captions a scene; returns averaged networks."""
     scheduler = build_scheduler()
     device = next(prior.parameters()).device
     alphas = scheduler.alphas_cumprod.to(device)
@@ -93,10 +91,9 @@ def train(
         forms = torch.multinomial(shares, batch_size, replacement=True, generator=random)
         clean = latents[scenes, sides].float().to(device)
         noise = torch.randn(clean.shape, generator=random).to(device)
-        strata = (torch.arange(batch_size) + torch.rand(batch_size, generator=random)) / batch_size
-        times = (strata * count).long().clamp(max=count - 1).to(device)
+        times = stratified_times(batch_size, count, random).to(device)
         signal, spread = (level.sqrt()[:, None, None, None] for level in (alphas[times], 1 - alphas[times]))
-        with loop.half_precision(device):
+        with hardware.half_precision(device):
             context = prior.text_encoder(choices[scenes, forms].to(device)).last_hidden_state
             found = prior.unet(signal * clean + spread * noise, times, context).sample
         return {"loss": functional.mse_loss(found.float(), signal * noise - spread * clean)}

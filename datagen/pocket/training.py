@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from datagen.pocket import card, loop
+from datagen.adaptation import hardware
+from datagen.pocket import card
 from datagen.pocket.workshop import WEIGHTS, Workshop
 from decoders.errors import UserError
 from decoders.files import cache_folder
@@ -51,7 +52,7 @@ def train(
     for name in (*stages, *(updates or {})):
         if name not in made:
             raise UserError(f"unknown stage {name!r}; there are {', '.join(made)}")
-    loop.keep_memory()
+    hardware.keep_memory()
     torch.set_num_threads(threads)
     for name in stages:
         print(f"stage {name}", flush=True)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datagen.pocket import critic, loop
+from datagen.adaptation import hardware, loop
+from datagen.pocket import critic
 from datagen.pocket.scene_cache import ScenePool
 from decoders.features import to_pixels
 from decoders.files import write_atomic
@@ -140,7 +141,7 @@ def train(
     def loss(step: int) -> Mapping[str, Tensor]:
         random = loop.stream(seed, step)
         pictures = draw(random)
-        with loop.half_precision(vae.device):
+        with hardware.half_precision(vae.device):
             posterior = encode(vae, pictures)
             noise = torch.randn(posterior.mean.shape, generator=random).to(vae.device)
             found = decode(vae, posterior.mean + posterior.std * noise)
@@ -185,7 +186,7 @@ def polish(
 
     def loss(step: int) -> Mapping[str, Tensor]:
         pictures = draw(loop.stream(seed, step))
-        with loop.half_precision(vae.device):
+        with hardware.half_precision(vae.device):
             found = decode(vae, encode(vae, pictures).mode())
             judged = critic.compare(pair.critic, found, pictures)
         terms = _fidelity(found.float(), pictures)

@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from datagen.adaptation import loop, training_state
 from datagen.files import read_json, write_json
-from datagen.pocket import gates, judge, loop, prior, scene_cache, text, vae, world
+from datagen.pocket import gates, judge, prior, scene_cache, text, vae, world
 from datagen.pocket.captions import LOOK_WORDS, NUMBERS, PLURALS, TIME_WORDS, WEATHER_WORDS
 from decoders.errors import UserError
 from decoders.fit_state import under
@@ -65,7 +66,9 @@ class Workshop:
 
     def train_vae_decoder(self) -> AutoencoderKL:
         """Polish the decoder of the codec that stands now, its latents unchanged."""
-        return self._fit_vae(vae.polish, self._codec("vae"), "vae_decoder", peak_rate=5e-4)
+        model = self._codec()
+        self._check_origin("vae_decoder", {"codec": vae.encoder_digest(model)})
+        return self._fit_vae(vae.polish, model, "vae_decoder", peak_rate=5e-4)
 
     def _placed(self, model: AutoencoderKL) -> AutoencoderKL:
         return cast(AutoencoderKL, cast(nn.Module, model).to(self.device))
@@ -81,13 +84,12 @@ class Workshop:
             schedule=loop.Schedule(updates=self.updates[stage], peak_rate=peak_rate),
         )
 
-    def _codec(self, stage: str) -> AutoencoderKL:
-        """The averaged codec of a stage's checkpoint, else the shipped one."""
-        path = self.folder / stage / "checkpoint.safetensors"
+    def _codec(self) -> AutoencoderKL:
+        """The averaged codec of the stage `vae`, else the shipped one."""
+        path = self.folder / "vae" / "checkpoint.safetensors"
         model = vae.build()  # never the loaded object itself: its config would carry this machine's path into an export
         if path.exists():
-            weights = loop.averaged_weights(path)
-            model.load_state_dict(under("codec.", weights) if stage == "vae_decoder" else weights)
+            model.load_state_dict(training_state.averaged_weights(path))
             return self._placed(model.eval().requires_grad_(False))
         shipped = self._shipped()
         if shipped is None:
@@ -99,16 +101,17 @@ class Workshop:
 
     def codec(self) -> AutoencoderKL:
         """The codec with the scaling factor of its latents, its decoder polished if that was done later."""
-        model = self._codec("vae")
-        if (self.folder / "vae_decoder" / "checkpoint.safetensors").exists():
-            polished = self._codec("vae_decoder")
-            if vae.encoder_digest(polished) == vae.encoder_digest(model):
-                model = polished
+        model = self._codec()
+        polish = self.folder / "vae_decoder"
+        path = polish / "checkpoint.safetensors"
+        if path.exists() and read_json(polish / "origin.json")["codec"] == vae.encoder_digest(model):
+            trained = under("codec.", training_state.averaged_weights(path))
+            model.load_state_dict(model.state_dict() | trained)  # of the encoder, which was frozen, nothing is stored
         return model
 
     def encode_scenes(self) -> Tensor:
         """Latents of all scenes, unscaled, made once per codec and world."""
-        model = self._codec("vae")
+        model = self._codec()
         name = f"{vae.encoder_digest(model)}_{scene_cache.world_digest()}_{self.scenes}.safetensors"
         path = self.folder / "latents" / name
         return vae.encode_all(model, self.pool("prior", self.scenes).images, path=path)
@@ -122,16 +125,16 @@ class Workshop:
             found.save_pretrained(home)
         return CLIPTokenizer.from_pretrained(home)
 
-    def _check_origin(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Note what a prior was begun on, and refuse to go on with anything else."""
-        path = self.folder / "prior" / "origin.json"
+    def _check_origin(self, stage: str, found: dict[str, Any]) -> dict[str, Any]:
+        """Note what a stage was begun on, and refuse to go on with anything else."""
+        path = self.folder / stage / "origin.json"
         if not path.exists():
             write_json(path, found)
         begun: dict[str, Any] = read_json(path)
         for key in ("codec", "world"):
-            if begun[key] != found[key]:
+            if begun.get(key) != found.get(key):
                 raise UserError(
-                    f"the prior in {path.parent} was begun on {key} {begun[key]}, now there is {found[key]}; "
+                    f"the {stage} in {path.parent} was begun on {key} {begun[key]}, now there is {found[key]}; "
                     f"move that folder away to begin anew, or bring the old {key} back"
                 )
         return begun
@@ -139,11 +142,12 @@ class Workshop:
     def train_prior(self) -> prior.Prior:
         latents = self.encode_scenes()
         origin = self._check_origin(
+            "prior",
             {
-                "codec": vae.encoder_digest(self._codec("vae")),
+                "codec": vae.encoder_digest(self._codec()),
                 "world": scene_cache.world_digest(),
                 "scaling_factor": 1 / float(latents.float().std()),
-            }
+            },
         )
         notes = self.pool("prior", self.scenes).notes
         captions = [[note[form] for form in scene_cache.CAPTION_FORMS] for note in notes]
@@ -184,7 +188,7 @@ class Workshop:
             raise UserError(f"no trained prior in {home}; run `datagen pocket train --stages prior` first")
         tokenizer = CLIPTokenizer.from_pretrained(home / "tokenizer")
         networks = prior.Prior(text.build_encoder(tokenizer), prior.build_unet())
-        networks.load_state_dict(loop.averaged_weights(home / "checkpoint.safetensors"))
+        networks.load_state_dict(training_state.averaged_weights(home / "checkpoint.safetensors"))
         return self._pipeline(networks.to(self.device).eval(), tokenizer)
 
     def _pipeline(self, networks: prior.Prior, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:

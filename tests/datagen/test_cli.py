@@ -14,7 +14,10 @@ from datagen import cli
 from decoders.errors import UserError
 from tests.datagen import toys
 
-VERBS = ["generate", "fit", "inspect", "label", "export", "validate", "show", "doctor", "pocket scenes", "pocket train"]
+VERBS = [
+    "generate", "fit", "probe", "adapt", "control", "audit", "inspect", "label", "export", "validate", "show", "doctor",
+    "pocket scenes", "pocket train",
+]  # fmt: skip
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datagen.pocket import card, gates, judge, loop
+from datagen.adaptation import loop
+from datagen.pocket import card, gates, judge
 from datagen.pocket.scene_cache import ScenePool
 from datagen.pocket.world import TAXONOMY, VISIBLE_PIXELS
 from decoders.errors import UserError

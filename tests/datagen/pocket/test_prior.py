@@ -10,7 +10,8 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
-from datagen.pocket import card, gates, loop, prior, text, vae
+from datagen.adaptation import loop
+from datagen.pocket import card, gates, prior, text, vae
 from tests.datagen.pocket.conftest import CAPTIONS, log_of
 
 

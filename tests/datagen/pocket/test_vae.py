@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from datagen.pocket import loop, vae
+from datagen.adaptation import loop
+from datagen.pocket import vae
 from datagen.pocket.scene_cache import ScenePool
 from decoders.features import to_pixels
 from tests.datagen.pocket.conftest import log_of

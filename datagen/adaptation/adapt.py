@@ -1,0 +1,198 @@
+"""The verb `adapt`: a checkpoint's UNet trained on a domain's pictures, as a LoRA file or a model of its own."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+
+from datagen.adaptation.adapt_plan import AdaptPlan, load_adapt_plan
+from datagen.adaptation.pictures import Pictures, pictures_of_dataset, pictures_of_folder
+from datagen.adaptation.tracking import NONE, Watched, check_tracker, open_tracker
+from datagen.adaptation.training_folder import TrainingFolder
+from datagen.launchers import Launcher
+from datagen.launchers.local import Local
+from datagen.meter import meter
+from datagen.model import Model
+from datagen.plugins import Part
+from decoders.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from datagen.adaptation.methods import Method
+    from decoders.checkpoint import Checkpoint
+
+_INPUTS = frozenset({"adapted", "model", "images", "data", "captions", "caption", "prompts"})
+"""Keys whose contents stand in the identity, or that do not decide the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptSummary:
+    """What came of an adaptation."""
+
+    result: Path
+    """The LoRA file, or the folder of the adapted model."""
+    was_there: bool
+    """It had been made by an equal plan before, and was kept."""
+    pictures: int
+    updates: int
+
+    def __str__(self) -> str:
+        kept = " (made before, kept)" if self.was_there else ""
+        use = "loras: [{source: %s}]" if self.result.is_file() else "source: %s"
+        return (
+            f"adapted to {self.pictures} pictures in {self.updates} updates: {self.result}{kept}\n"
+            f"name it under `model:` of a plan as {use % self.result}"
+        )
+
+
+def adapt(
+    plan: Path,
+    to: Path | None = None,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+    *,
+    launcher: Launcher | None = None,
+) -> AdaptSummary:
+    """Train on the plan's pictures and write the result; goes on where it was, and keeps what an equal plan made.
+
+    Args:
+        plan: YAML file.
+        to: folder for everything; the plan's own when None.
+        overrides: as `key.sub=value`.
+        console: where progress is told; stderr when None.
+        launcher: knows the other processes, which train together; None when this one is alone.
+
+    Raises:
+        UserError: a mistake in the plan or the pictures, the folder is another plan's, or the loss is not finite.
+        KeyboardInterrupt: stopped by a signal, after the update at hand was saved.
+    """
+    checked = load_adapt_plan(plan, overrides)
+    check_tracker(checked.tracker)
+    launcher = launcher or Local()
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    if launcher.rank:
+        console = Console(quiet=True)
+    pictures = _pictures(checked)
+    model = Model(checked.model.reference(), device=lambda: launcher.device)
+    method = _method(checked)
+    identity = checked.decisive(without=_INPUTS) | {
+        "model": model.digest,
+        "dtype": checked.model.dtype,
+        "pictures": pictures.digest,
+    }
+    folder = TrainingFolder(to or checked.adapted, identity, verb="adapt", result=method.result)
+    was_there = folder.is_finished()
+    launcher.barrier()
+    if not was_there:
+        _train(checked, model, pictures, method, folder, console, launcher)
+    file = folder.path / method.result
+    return AdaptSummary(
+        result=file if checked.method == "lora" else folder.path,
+        was_there=was_there,
+        pictures=len(pictures),
+        updates=checked.updates,
+    )
+
+
+def _pictures(plan: AdaptPlan) -> Pictures:
+    choices: dict[str, Any] = {"caption": plan.caption, "own_captions": plan.captions == "own"}
+    if plan.images is not None:
+        return pictures_of_folder(plan.images, **choices)
+    return pictures_of_dataset(cast(Part, plan.data).build(), **choices)  # `load_adapt_plan` has seen to one of the two
+
+
+def _method(plan: AdaptPlan) -> "Method":
+    from datagen.adaptation.methods import Full, Lora
+
+    return Lora(rank=plan.rank) if plan.method == "lora" else Full()
+
+
+def _train(
+    plan: AdaptPlan,
+    model: Model,
+    pictures: Pictures,
+    method: "Method",
+    folder: TrainingFolder,
+    console: Console,
+    launcher: Launcher,
+) -> None:
+    import torch
+
+    from datagen.adaptation.batches import Ahead, Crops, PictureBatches
+    from datagen.adaptation.denoising import Denoising
+    from datagen.adaptation.loop import advance
+    from datagen.adaptation.samples import SampleRow
+    from datagen.adaptation.training_state import STATE_FILE, finished_updates
+
+    torch.set_num_threads(plan.threads)
+    peers = launcher.peers()
+    size = train_size(plan.size, model.checkpoint)
+    batches = PictureBatches(
+        pictures,
+        Crops(size=size, scales=plan.scales, flip=plan.flip),
+        batch_size=plan.batch_size,
+        caption_dropout=plan.caption_dropout,
+        seed=plan.seed,
+        peers=peers,
+    )
+    denoising = Denoising(model.checkpoint, peers)
+    unet = method.prepare(model.checkpoint, seed=plan.seed)
+    if plan.gradient_checkpointing:
+        model.checkpoint.unet.enable_gradient_checkpointing()
+    row = SampleRow(model, plan.prompts, size=size, seed=plan.seed, folder=folder.path / "samples")
+    if launcher.rank == 0:
+        folder.begin()
+    launcher.barrier()
+    tracker_name = NONE if launcher.rank else plan.tracker
+    with (
+        open_tracker(tracker_name, folder.path) as tracker,
+        meter("adapt", console=console) as tick,
+        Ahead(batches) as batch_of,
+    ):
+
+        def loss(number: int) -> Mapping[str, torch.Tensor]:
+            batch = batch_of(number)
+            latents = denoising.latents(batch.pictures)
+            return {"loss": denoising.loss(unet, latents, batch.captions, batch.random)}
+
+        def look(_unet: "nn.Module", step: int) -> Mapping[str, float]:
+            tracker.pictures(step, "samples", row.draw(step))
+            return {}
+
+        if plan.prompts and launcher.rank == 0 and not finished_updates(folder.path / STATE_FILE):
+            look(unet, 0)
+        advance(
+            unet,
+            loss,
+            folder=folder.path,
+            schedule=plan.schedule(),
+            peers=peers,
+            accumulate=plan.accumulate,
+            reporter=Watched(tick, tracker, console),
+            probe=look if plan.prompts else None,
+            probe_every=plan.samples_every,
+            log_every=min(50, max(1, plan.updates // 10)),
+        )
+    if launcher.rank == 0:
+        method.save(model.checkpoint, folder.path)
+        folder.finish()
+    launcher.barrier()
+
+
+def train_size(size: tuple[int, int] | None, checkpoint: "Checkpoint") -> tuple[int, int]:
+    """Height and width to train at: those given, or the model's own.
+
+    Raises:
+        UserError: not a multiple of what the model's parts ask for.
+    """
+    own = checkpoint.unet.config["sample_size"] * checkpoint.vae_scale_factor
+    multiple = math.lcm(checkpoint.vae_scale_factor, 8)  # the pipelines ask for 8, whatever their VAE
+    height, width = size or (own, own)
+    if height % multiple or width % multiple:
+        near = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
+        raise UserError(f"size is {[height, width]}, expected multiples of {multiple} for this model; take {near}")
+    return height, width

@@ -1,0 +1,231 @@
+"""The verb `control`: a ControlNet trained from layouts and the pictures that they were made for.
+
+Trained on a source domain's own UNet, the residuals need carry the layout only, not the domain's look (DGInStyle,
+arXiv 2312.03048); so the ControlNet can steer another UNet afterwards.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+
+from datagen.adaptation.control_plan import ControlPlan, load_control_plan
+from datagen.adaptation.tracking import NONE, Watched, check_tracker, open_tracker
+from datagen.adaptation.training_folder import TrainingFolder
+from datagen.conditions import Condition
+from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest
+from datagen.files import write_json
+from datagen.labellers.decoded import Decoded
+from datagen.launchers import Launcher
+from datagen.launchers.local import Local
+from datagen.meter import meter
+from datagen.model import Model
+from datagen.plan import part_identity
+from datagen.records import Recipe
+from datagen.sources import Source
+from decoders.errors import UserError
+from decoders.labels import Taxonomy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from datagen.adaptation.adherence import Adherence
+
+_INPUTS = frozenset({"control", "model", "begin_with", "source", "adherence"})
+"""Keys whose contents stand in the identity, or that do not decide the result."""
+LOG_FILE = "log.jsonl"
+_SO_FAR = "so_far"
+"""Folder of the ControlNet as it was at the last look, which can be used already."""
+_FAR = 10**6
+"""Recipes from here on are drawn to look at; training comes to them after a million pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSummary:
+    """What came of a training."""
+
+    control: Path
+    was_there: bool
+    """It had been made by an equal plan before, and was kept."""
+    updates: int
+    adherence: float | None
+    """mIoU at the end, of what a reader finds in pictures of fixed layouts; None where there is no reader."""
+
+    def __str__(self) -> str:
+        kept = " (made before, kept)" if self.was_there else ""
+        told = "" if self.adherence is None else f"\nadherence: mIoU {self.adherence:.3f} (see samples/)"
+        return (
+            f"ControlNet of {self.updates} updates: {self.control}{kept}{told}\n"
+            f"name it in a plan: generator: {{kind: controlnet, controls: [{{source: {self.control}}}]}}"
+        )
+
+
+def control(
+    plan: Path,
+    to: Path | None = None,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+    *,
+    launcher: Launcher | None = None,
+) -> ControlSummary:
+    """Train on the plan's layouts and write the ControlNet; goes on where it was, and keeps what an equal plan made.
+
+    Args:
+        plan: YAML file.
+        to: folder for everything; the plan's own when None.
+        overrides: as `key.sub=value`.
+        console: where progress is told; stderr when None.
+        launcher: knows the other processes, which train together; None when this one is alone.
+
+    Raises:
+        UserError: a mistake in the plan or the data, the folder is another plan's, or the loss is not finite.
+        KeyboardInterrupt: stopped by a signal, after the update at hand was saved.
+    """
+    checked = load_control_plan(plan, overrides)
+    check_tracker(checked.tracker)
+    launcher = launcher or Local()
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    if launcher.rank:
+        console = Console(quiet=True)
+    model = Model(checked.model.reference(), device=lambda: launcher.device)
+    source, taxonomy = _source(checked)
+    condition: Condition = checked.condition.build(taxonomy=taxonomy)
+    identity = checked.decisive(without=_INPUTS) | {
+        "model": model.digest,
+        "dtype": checked.model.dtype,
+        "begin_with": None if checked.begin_with is None else control_digest(checked.begin_with),
+        "source": part_identity(checked.source, source),
+    }
+    folder = TrainingFolder(to or checked.control, identity, verb="control_plan", result=WEIGHTS_FILE)
+    was_there = folder.is_finished()
+    launcher.barrier()
+    if not was_there:
+        if launcher.rank == 0 and checked.adherence.reader is not None:
+            Decoded.prepare(reader=checked.adherence.reader, fit=checked.adherence.fit)
+        launcher.barrier()
+        _train(checked, model, source, taxonomy, condition, folder, console, launcher)
+    return ControlSummary(
+        control=folder.path,
+        was_there=was_there,
+        updates=checked.updates,
+        adherence=_adherence_noted(folder.path),
+    )
+
+
+def _source(plan: ControlPlan) -> tuple[Source, Taxonomy]:
+    source: Any = None if plan.source.asks_for("taxonomy") else plan.source.build(seed=plan.seed)
+    taxonomy = getattr(source, "taxonomy", None)
+    if taxonomy is None:
+        raise UserError(
+            f"source: {plan.source.kind} brings no labels, expected layouts with the pictures that they were made for; "
+            "take `kind: layouts`"
+        )
+    return source, taxonomy
+
+
+def _train(
+    plan: ControlPlan,
+    model: Model,
+    source: Source,
+    taxonomy: Taxonomy,
+    condition: Condition,
+    folder: TrainingFolder,
+    console: Console,
+    launcher: Launcher,
+) -> None:
+    import torch
+
+    from datagen.adaptation.batches import Ahead
+    from datagen.adaptation.denoising import Denoising
+    from datagen.adaptation.loop import advance
+    from datagen.adaptation.steering import GuidedBatches, new_control, steered
+    from datagen.adaptation.training_state import STATE_FILE, finished_updates
+
+    torch.set_num_threads(plan.threads)
+    peers = launcher.peers()
+    checkpoint = model.checkpoint
+    batches = GuidedBatches(
+        source,
+        condition,
+        batch_size=plan.batch_size,
+        caption_dropout=plan.caption_dropout,
+        seed=plan.seed,
+        peers=peers,
+    )
+    denoising = Denoising(checkpoint, peers)
+    network = new_control(checkpoint, condition.channels, begin_with=plan.begin_with, seed=plan.seed)
+    unet = cast("nn.Module", checkpoint.unet)
+    if plan.gradient_checkpointing:
+        cast(Any, network).enable_gradient_checkpointing()
+        checkpoint.unet.enable_gradient_checkpointing()
+    adherence = _adherence(plan, model, source, taxonomy, folder.path)
+    about = {"condition": plan.condition.to_json(), "classes": list(taxonomy.names)}
+    if launcher.rank == 0:
+        folder.begin()
+    launcher.barrier()
+    with (
+        open_tracker(NONE if launcher.rank else plan.tracker, folder.path) as tracker,
+        meter("control", console=console) as tick,
+        Ahead(batches) as batch_of,
+    ):
+
+        def loss(number: int) -> Mapping[str, torch.Tensor]:
+            batch = batch_of(number)
+            latents = denoising.latents(batch.pictures)
+            conditions = torch.from_numpy(batch.conditions).to(checkpoint.device)
+            predict = steered(unet, network, conditions)
+            return {"loss": denoising.loss(predict, latents, batch.captions, batch.random)}
+
+        def look(average: "nn.Module", step: int) -> Mapping[str, float]:
+            save_control(average, folder.path / _SO_FAR, about)
+            values, pictures = adherence.look(folder.path / _SO_FAR, step)
+            tracker.pictures(step, "samples", pictures)
+            if "adherence" in values:
+                console.print(f"after {step} updates: adherence mIoU {values['adherence']:.3f}", markup=False)
+            return values
+
+        if launcher.rank == 0 and not finished_updates(folder.path / STATE_FILE):
+            look(network, 0)
+        trained = advance(
+            network,
+            loss,
+            folder=folder.path,
+            schedule=plan.schedule(),
+            peers=peers,
+            accumulate=plan.accumulate,
+            reporter=Watched(tick, tracker, console),
+            probe=look,
+            probe_every=plan.samples_every,
+            log_every=min(50, max(1, plan.updates // 10)),
+        )
+    if launcher.rank == 0:
+        save_control(trained, folder.path, about)
+        folder.finish()
+    launcher.barrier()
+
+
+def save_control(network: "nn.Module", folder: Path, about: Mapping[str, Any]) -> None:
+    """Write a ControlNet as diffusers does, and beside it what it is to be shown."""
+    cast(Any, network).save_pretrained(folder)
+    write_json(folder / ABOUT_FILE, about)
+
+
+def _adherence_noted(folder: Path) -> float | None:
+    """What the log says of the last look."""
+    log = folder / LOG_FILE
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    found = [entry["adherence"] for entry in map(json.loads, lines) if "adherence" in entry]
+    return found[-1] if found else None
+
+
+def _adherence(plan: ControlPlan, model: Model, source: Source, taxonomy: Taxonomy, folder: Path) -> "Adherence":
+    from datagen.adaptation.adherence import Adherence
+
+    chosen = plan.adherence
+    drawn = source if chosen.source is None else chosen.source.build(seed=plan.seed)
+    first = _FAR if chosen.source is None else 0
+    recipes: list[Recipe] = [drawn.recipe(first + index) for index in range(chosen.pictures)]
+    return Adherence(recipes, chosen, model=model, taxonomy=taxonomy, folder=folder / "samples")

@@ -1,0 +1,29 @@
+"""What makes training fast on the machine at hand and changes nothing else."""
+
+import ctypes
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: handing pages back and faulting them in again makes training half as fast."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        # the trim threshold, the top pad and the number of mapped blocks, as numbered in malloc.h
+        for option, value in ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0)):
+            libc.mallopt(option, value)
+
+
+@contextmanager
+def half_precision(device: torch.device) -> Generator[None]:
+    """bfloat16 activations where the hardware has them; the weights stay as they are."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        found = torch.cpu.get_capabilities()
+        able = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    with torch.autocast(device.type, torch.bfloat16, enabled=able):
+        yield

@@ -1,0 +1,163 @@
+"""A ControlNet in training: what it is begun with, how it steers, and the batches that it learns from."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from datagen.adaptation.batches import check_share
+from datagen.adaptation.denoising import Predict
+from datagen.adaptation.loop import stream
+from datagen.conditions import Condition
+from datagen.sources import Source
+from decoders.checkpoint import Checkpoint
+from decoders.errors import UserError
+from decoders.peers import Peers
+
+_EMBEDDING_CHANNELS = (16, 32, 96, 256)
+"""Of the convolutions that bring a condition from pixels to latent cells, each halving it but the first."""
+
+
+def new_control(checkpoint: Checkpoint, channels: int, *, begin_with: Path | None, seed: int) -> nn.Module:
+    """A ControlNet of the model's own shape, in float32 and trainable.
+
+    Args:
+        begin_with: one to go on from; when None, a copy of the UNet's encoder that says nothing yet.
+
+    Raises:
+        UserError: `begin_with` is none, or of another shape.
+    """
+    unet = _with_loras_fused(checkpoint.unet)
+    halvings = int(math.log2(checkpoint.vae_scale_factor))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control: Any = ControlNetModel.from_unet(
+            unet,
+            conditioning_channels=channels,
+            conditioning_embedding_out_channels=_EMBEDDING_CHANNELS[-halvings - 1 :],
+        )
+    if begin_with is not None:
+        try:
+            found: Any = ControlNetModel.from_pretrained(begin_with, dtype=torch.float32, local_files_only=True)
+            control.load_state_dict(found.state_dict())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"begin_with: {begin_with} cannot be gone on from ({(str(error).splitlines() or [''])[0]}), expected a "
+                "ControlNet for the same model and condition"
+            ) from error
+    return cast(nn.Module, control.float().to(checkpoint.device).requires_grad_(True))
+
+
+def _with_loras_fused(unet: Any) -> Any:
+    """The UNet itself, or a copy that has its active LoRA adapters in its weights; a reader needs the one without."""
+    if not getattr(unet, "peft_config", None):
+        return unet
+    fused = copy.deepcopy(unet)
+    fused.fuse_lora()
+    fused.unload_lora()
+    return fused
+
+
+def steered(unet: nn.Module, control: nn.Module, condition: Float32[Tensor, "batch channels height width"]) -> Predict:
+    """The UNet with a ControlNet that is shown this condition."""
+    return cast(Predict, partial(_predict, unet, control, condition))
+
+
+def _predict(
+    unet: nn.Module,
+    control: nn.Module,
+    condition: Tensor,
+    sample: Tensor,
+    timestep: Tensor,
+    *,
+    encoder_hidden_states: Tensor,
+    added_cond_kwargs: dict[str, Tensor] | None,
+    return_dict: bool,
+) -> Any:
+    text: Mapping[str, Any] = {"encoder_hidden_states": encoder_hidden_states, "added_cond_kwargs": added_cond_kwargs}
+    down, middle = control(sample, timestep, controlnet_cond=condition, return_dict=False, **text)
+    return unet(
+        sample,
+        timestep,
+        down_block_additional_residuals=[residual.to(sample.dtype) for residual in down],
+        mid_block_additional_residual=middle.to(sample.dtype),
+        return_dict=return_dict,
+        **text,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidedBatch:
+    """What one call of the loss looks at: of several processes, the share of this one."""
+
+    pictures: UInt8[np.ndarray, "batch height width 3"]
+    conditions: Float32[np.ndarray, "batch channels height width"]
+    captions: tuple[str, ...]
+    random: torch.Generator
+    """The rest of the stream that this batch was drawn from, at the same state in all processes."""
+
+
+class GuidedBatches:
+    """Batch `number` is a function of its number: the next recipes of a source, with what their guides show."""
+
+    def __init__(
+        self,
+        source: Source,
+        condition: Condition,
+        *,
+        batch_size: int,
+        caption_dropout: float,
+        seed: int,
+        peers: Peers,
+    ) -> None:
+        """Args:
+        batch_size: of all processes together.
+
+        Raises:
+            UserError: the batch cannot be divided among the processes.
+        """
+        check_share(batch_size, peers)
+        self._source = source
+        self._condition = condition
+        self._batch_size = batch_size
+        self._dropout = caption_dropout
+        self._seed = seed
+        self._peers = peers
+
+    def __call__(self, number: int) -> GuidedBatch:
+        """Raises:
+        UserError: a recipe has no guide or no picture, or their sizes differ.
+        """
+        random = stream(self._seed, number)
+        drops = (torch.rand(self._batch_size, generator=random) < self._dropout).tolist()
+        pictures: list[np.ndarray] = []
+        conditions: list[np.ndarray] = []
+        captions: list[str] = []
+        for place in range(self._peers.rank, self._batch_size, self._peers.count):
+            recipe = self._source.recipe(number * self._batch_size + place)
+            guide = recipe.guide
+            if guide is None or guide.image is None:
+                raise UserError(
+                    f"source: recipe {recipe.id} has no {'guide' if guide is None else 'picture'}, expected labels "
+                    "with the picture that they were made for; take `layouts` of a dataset"
+                )
+            pictures.append(guide.image)
+            conditions.append(self._condition.draw(guide))
+            captions.append("" if drops[place] else recipe.prompt)
+        if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
+            raise UserError(
+                f"source: pictures of sizes {sorted(sizes)} (height, width) in one batch, expected one size; give the "
+                "source a `height` and a `width`"
+            )
+        return GuidedBatch(
+            pictures=np.stack(pictures), conditions=np.stack(conditions), captions=tuple(captions), random=random
+        )

@@ -1,0 +1,193 @@
+"""Training a ControlNet: it learns, goes on where it was, and its folder is what a generator takes."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datagen.adaptation import adherence
+from datagen.adaptation.adherence import Adherence
+from datagen.adaptation.control import control
+from datagen.adaptation.denoising import Denoising
+from datagen.adaptation.loop import stream
+from datagen.adaptation.steering import new_control, steered
+from datagen.adaptation.training_state import STATE_FILE, finished_updates
+from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, Control
+from datagen.generators.controlnet import Controlnet
+from datagen.model import Model
+from datagen.pocket.world import TAXONOMY
+from decoders.checkpoint import load_checkpoint
+from decoders.errors import UserError
+from decoders.labels import LabelSet, semantic_ids, semantic_map
+from decoders.references import LoraReference, ModelReference
+from tests.datagen.made_up import image
+from tests.datagen.toys import write_plan
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+SCENES = {"kind": "pocket_scenes", "count": 2}
+LAYOUTS: dict[str, Any] = {"kind": "layouts", "data": SCENES, "height": 32, "width": 48, "scale": [0.4]}
+
+
+def values(folder: Path, pipeline: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "control": str(folder / "control"),
+        "model": {"source": str(pipeline)},
+        "condition": "one_hot",
+        "source": LAYOUTS,
+        "updates": 4,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "threads": 1,
+        "tracker": "none",
+        "samples_every": 2,
+        "adherence": {"pictures": 2, "steps": 2},
+        **changes,
+    }
+
+
+def train(folder: Path, pipeline: Path, **changes: Any) -> Any:
+    return control(write_plan(folder / "plan.yaml", values(folder, pipeline, **changes)))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "control" / "log.jsonl").read_text().splitlines()]
+
+
+class Oracle:
+    """A reader that sees in a picture the layout that it was drawn after, but takes every car for road."""
+
+    taxonomy = TAXONOMY
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def label(self, recipes: Any, images: Any) -> list[LabelSet]:
+        found: list[LabelSet] = []
+        for recipe, _ in zip(recipes, images, strict=True):
+            ids = semantic_ids(recipe.guide.labels)
+            found.append({"semantic": semantic_map(np.where(ids == 9, 2, ids).astype(np.uint8))})
+        return found
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_what_is_written_is_what_a_generator_takes(
+    kind: str, tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(adherence, "Decoded", Oracle)
+    summary = train(tmp_path, pipelines[kind], adherence={"pictures": 2, "steps": 2, "reader": str(tmp_path)})
+    folder = tmp_path / "control"
+    assert {path.name for path in (folder / "samples").iterdir()} == {f"{step:06d}.png" for step in (0, 2, 4)}
+    looks = [entry for entry in log(tmp_path) if "adherence" in entry]
+    assert [entry["step"] for entry in looks] == [2, 4]
+    assert 0 < looks[-1]["adherence"] < 1  # road is said where cars are
+    assert summary.adherence == looks[-1]["adherence"]
+    assert looks[-1]["adherence/sky"] == 1
+    assert not (folder / "checkpoint.safetensors").exists()
+    about = json.loads((folder / ABOUT_FILE).read_text())
+    assert about == {"condition": {"kind": "one_hot"}, "classes": list(TAXONOMY.names)}
+
+    model = Model(ModelReference(source=str(pipelines[kind])))
+    Controlnet(controls=(Control(source=str(folder)),), model=model, taxonomy=TAXONOMY)
+    before = log(tmp_path)
+    assert train(tmp_path, pipelines[kind], samples_every=1).was_there  # looking more often teaches nothing else
+    assert log(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "xl"])
+def test_the_control_learns_and_the_model_stays(kind: str, pipelines: Mapping[str, Path]):
+    """One batch with one noise again and again: what is left of the loss must fall, by the control alone."""
+    checkpoint = load_checkpoint(ModelReference(source=str(pipelines[kind])))
+    unet: Any = checkpoint.unet
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    network = new_control(checkpoint, 5, begin_with=None, seed=0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    denoising = Denoising(checkpoint)
+    latents = denoising.latents(np.stack([image(seed, 32, 48) for seed in (0, 1)]))
+    condition = torch.rand(2, 5, 32, 48, generator=stream(0, 1))
+    losses: list[float] = []
+    for _ in range(12):
+        loss = denoising.loss(steered(unet, network, condition), latents, ("car", "road"), stream(0, 0))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_a_stopped_training_ends_like_one_that_was_not(
+    tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    whole = tmp_path / "whole"
+    train(whole, pipelines["sd1"], updates=5)
+    halves = tmp_path / "halves"
+    look = Adherence.look
+
+    def stopping(self: Adherence, control: Path, step: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return look(self, control, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adherence, "look", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(halves, pipelines["sd1"], updates=5)
+    assert finished_updates(halves / "control" / STATE_FILE) == 2
+    train(halves, pipelines["sd1"], updates=5)
+    for name in (WEIGHTS_FILE, ABOUT_FILE):
+        assert (halves / "control" / name).read_bytes() == (whole / "control" / name).read_bytes()
+
+
+def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
+    tmp_path: Path, pipelines: Mapping[str, Path], loras: Mapping[str, Path]
+):
+    reference = ModelReference(source=str(pipelines["sd1"]), loras=(LoraReference(str(loras["sd1"])),))
+    checkpoint = load_checkpoint(reference)
+    network: Any = new_control(checkpoint, 5, begin_with=None, seed=0)
+    sample, text = torch.randn(1, 4, 8, 12), torch.randn(1, 3, 16)
+    condition = torch.rand(1, 5, 32, 48)
+
+    def said(of: Any) -> Any:
+        return of(sample, 3, encoder_hidden_states=text, controlnet_cond=condition, return_dict=False)
+
+    assert all(not residual.any() for residual in [*said(network)[0], said(network)[1]])
+    for parameter in network.parameters():
+        parameter.data += 0.01
+    network.save_pretrained(tmp_path / "first")
+    torch.testing.assert_close(said(new_control(checkpoint, 5, begin_with=tmp_path / "first", seed=1)), said(network))
+    with pytest.raises(UserError, match=r"begin_with: .*first cannot be gone on from"):
+        new_control(checkpoint, 6, begin_with=tmp_path / "first", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"condition": "onehot"}, r"condition\.kind: unknown kind 'onehot'; did you mean 'one_hot'"),
+        ({"source": {"kind": "prompts", "file": "x"}}, "source: prompts brings no labels"),
+        ({"batch": 3}, "batch: unknown key; did you mean 'batch_size'"),
+        ({"source": {**LAYOUTS, "height": 30}}, "the guide's height is 30, expected a multiple of 8"),
+        ({"begin_with": "nowhere"}, "ControlNet nowhere: found no readable config.json"),
+        ({"tracker": "tensorbord"}, "tracker: unknown name 'tensorbord'; did you mean 'tensorboard'"),
+        ({"adherence": {"reader": "nowhere"}}, "nowhere is not a reader"),
+    ],
+)
+def test_mistakes_are_told(changes: dict[str, Any], told: str, tmp_path: Path, pipelines: Mapping[str, Path]):
+    with pytest.raises(UserError, match=told):
+        train(tmp_path, pipelines["sd1"], **changes)
+
+
+def test_a_folder_of_another_plan_is_refused(tmp_path: Path, pipelines: Mapping[str, Path]):
+    train(tmp_path, pipelines["sd1"], updates=1)
+    before = (tmp_path / "control" / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(UserError, match=r"holds what another plan trained, which differs in: updates \(1 there, 2 in"):
+        train(tmp_path, pipelines["sd1"], updates=2)
+    assert (tmp_path / "control" / WEIGHTS_FILE).read_bytes() == before
