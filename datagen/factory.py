@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +12,9 @@ from datagen.labellers import Labeller
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
 from datagen.progress import Progress, Silent
+from datagen.randomness import seed_for
 from datagen.records import Recipe, Sample, Verdict
+from datagen.settings import listed
 from datagen.shards import ShardSummary
 from datagen.sources import Source
 from decoders.errors import UserError
@@ -43,6 +45,10 @@ class Factory:
     minimum_yield: float = 0.0
     """The run gives up when a smaller share than this of at least `yield_after` samples is accepted."""
     yield_after: int = 200
+    candidates: int = 1
+    """Pictures drawn for each recipe, of which the best becomes the sample."""
+    best_by: str = "agreement"
+    """Name of a filter's score; the candidate with the highest is the best, after those that every filter keeps."""
     launcher: Launcher = field(default_factory=Local)
     progress: Progress = field(default_factory=Silent)
     stopped: Callable[[], bool] = lambda: False
@@ -84,13 +90,39 @@ class Factory:
             if start and self.stopped():
                 return None
             batch = self._batch(recipes[start : start + self.batch_size])
-            samples += batch
-            verdicts += [judge(sample, self.filters) for sample in batch]
+            samples += [sample for sample, _ in batch]
+            verdicts += [verdict for _, verdict in batch]
             accepted = accepted_below + sum(verdict.keep for verdict in verdicts)
             self.progress.update(accepted=accepted, target=self.target, made=len(batch))
         return self.store.write(index, samples, verdicts)
 
-    def _batch(self, recipes: Sequence[Recipe]) -> list[Sample]:
+    def _batch(self, recipes: Sequence[Recipe]) -> list[tuple[Sample, Verdict]]:
+        """The best of each recipe's candidates, of which the first has the recipe's own seed."""
+        rounds = [self._judged(recipes)]
+        for number in range(1, self.candidates):
+            others = [replace(each, seed=seed_for(each.seed, each.id, f"candidate {number}")) for each in recipes]
+            rounds.append(self._judged(others))
+        return [max(candidates, key=self._goodness) for candidates in zip(*rounds, strict=True)]
+
+    def _goodness(self, candidate: tuple[Sample, Verdict]) -> tuple[bool, float]:
+        verdict = candidate[1]
+        if self.candidates == 1:
+            return verdict.keep, 0.0
+        if self.best_by not in verdict.scores:
+            raise UserError(
+                f"candidates are compared by {self.best_by!r}, but the filters give the scores "
+                f"{listed(verdict.scores)}; add the filter that gives it, or set candidates.best_by to one of these"
+            )
+        return verdict.keep, verdict.scores[self.best_by]
+
+    def _judged(self, recipes: Sequence[Recipe]) -> list[tuple[Sample, Verdict]]:
+        """Draw, label and judge, guides of another size apart, as a batch has one size."""
+        found: dict[str, tuple[Sample, Verdict]] = {}
+        for group in _by_size(recipes):
+            found |= {sample.recipe.id: (sample, judge(sample, self.filters)) for sample in self._samples(group)}
+        return [found[recipe.id] for recipe in recipes]
+
+    def _samples(self, recipes: Sequence[Recipe]) -> list[Sample]:
         """Draw and label; always a full batch, since the last digits of a picture depend on the batch's size."""
         padded = [*recipes, *[recipes[-1]] * (self.batch_size - len(recipes))]
         images = self.generator.render(padded)
@@ -108,6 +140,14 @@ class Factory:
                 f"{self.minimum_yield:.0%}; rejected for: {reasons}. Loosen the filters or change the prompts (a new "
                 "run), or go on all the same with a smaller minimum_yield"
             )
+
+
+def _by_size(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """Recipes with guides of one size together; those without a guide are of one size too, the generator's."""
+    groups: dict[tuple[int, int] | None, list[Recipe]] = {}
+    for recipe in recipes:
+        groups.setdefault(None if recipe.guide is None else recipe.guide.size, []).append(recipe)
+    return list(groups.values())
 
 
 class _Tally:

@@ -34,6 +34,14 @@ def _to_json(parts: tuple[Part, ...]) -> Any:
 _AS_JSON = PlainSerializer(_to_json)
 
 
+class Candidates(Settings):
+    """Several pictures for each recipe, of which the best is kept."""
+
+    count: Annotated[int, Ge(1)] = 1
+    best_by: str = "agreement"
+    """Name of a filter's score, the higher the better; a picture that all filters keep comes before all others."""
+
+
 class GeneratePlan(Settings):
     """A plan of the verb `generate`. Paths in it are relative to the current folder, not to the plan's file."""
 
@@ -47,6 +55,7 @@ class GeneratePlan(Settings):
     batch_size: Annotated[int, Ge(1)] = 8
     threads: Annotated[int, Ge(1)] = 1
     """CPU threads of each process. Like the batch size it decides the last digits of a picture."""
+    candidates: Candidates = Candidates()
     minimum_yield: Annotated[float, Ge(0), Le(1)] = 0.05
     """Give up when a smaller share is accepted ..."""
     yield_after: Annotated[int, Ge(1)] = 200
@@ -126,6 +135,7 @@ def identity(plan: GeneratePlan, parts: Parts) -> dict[str, Any]:
         "shard_size": plan.shard_size,
         "batch_size": plan.batch_size,
         "threads": plan.threads,
+        **({"candidates": plan.candidates.model_dump()} if plan.candidates.count > 1 else {}),
         "model": parts.model.identity() if parts.model else None,
         "source": part_identity(plan.source, parts.source),
         "generator": part_identity(plan.generator, parts.generator),

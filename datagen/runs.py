@@ -64,7 +64,7 @@ class Run:
         """The dataset: the first `target` accepted samples in id order; errors as `ShardStore.accepted`."""
         for sample in self.store.accepted(self.target):
             recipe = sample.recipe
-            extra = {"caption": recipe.prompt, "seed": recipe.seed, "wanted": list(recipe.wanted)}
+            extra: dict[str, Any] = {"caption": recipe.prompt, "seed": recipe.seed, "wanted": list(recipe.wanted)}
             if recipe.negative_prompt:
                 extra["negative_prompt"] = recipe.negative_prompt
             if recipe.attributes:

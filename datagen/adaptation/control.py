@@ -152,6 +152,7 @@ def _train(
         condition,
         batch_size=plan.batch_size,
         caption_dropout=plan.caption_dropout,
+        multiple=checkpoint.vae_scale_factor,
         seed=plan.seed,
         peers=peers,
     )

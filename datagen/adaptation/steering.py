@@ -116,11 +116,13 @@ class GuidedBatches:
         *,
         batch_size: int,
         caption_dropout: float,
+        multiple: int,
         seed: int,
         peers: Peers,
     ) -> None:
         """Args:
         batch_size: of all processes together.
+        multiple: height and width of pictures must be a multiple of it.
 
         Raises:
             UserError: the batch cannot be divided among the processes.
@@ -130,6 +132,7 @@ class GuidedBatches:
         self._condition = condition
         self._batch_size = batch_size
         self._dropout = caption_dropout
+        self._multiple = multiple
         self._seed = seed
         self._peers = peers
 
@@ -157,6 +160,12 @@ class GuidedBatches:
             raise UserError(
                 f"source: pictures of sizes {sorted(sizes)} (height, width) in one batch, expected one size; give the "
                 "source a `height` and a `width`"
+            )
+        height, width = sizes.pop()
+        if height % self._multiple or width % self._multiple:
+            raise UserError(
+                f"source: pictures of {height} x {width} (height x width), expected multiples of {self._multiple} for "
+                "this model; give the source a `height` and a `width` that are"
             )
         return GuidedBatch(
             pictures=np.stack(pictures), conditions=np.stack(conditions), captions=tuple(captions), random=random

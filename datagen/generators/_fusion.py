@@ -21,15 +21,7 @@ from datagen.records import Guide, Recipe
 from decoders.checkpoint import Checkpoint
 from decoders.features import to_pixels
 from decoders.labels import semantic_ids
-from decoders.resizing import Size, resize_image, resize_label, round_size
-
-
-def resize_guide(guide: Guide, size: Size) -> Guide:
-    """A guide at another size; labels are never blended."""
-    return Guide(
-        labels={task: resize_label(label, size) for task, label in guide.labels.items()},
-        image=None if guide.image is None else resize_image(guide.image, size),
-    )
+from decoders.resizing import Size, round_size
 
 
 def first_size(canvas: Size, tile: int, multiple: int) -> Size:

@@ -5,6 +5,7 @@ domain's UNet steers the untouched prior, `UNet_prior(x, t, c, residuals=scale *
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from jaxtyping import Float32, UInt8
 
 from datagen.controls import Control, Fusion, LocatedControl, locate_controls
 from datagen.generators.stable_diffusion import LongPrompts, Scheduler, StableDiffusion
+from datagen.guides import pad_guide, resize_guide
 from datagen.model import Model
 from datagen.plugins import HOLDS_PATHS
 from datagen.randomness import seed_for
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Controlnet(StableDiffusion):
-    """Draws at the size of the guides, which all have one size in a run."""
+    """Draws at the size of the guides, whatever it is: the model sees them padded, and what is beyond is cut off."""
 
     def __init__(
         self,
@@ -90,8 +92,18 @@ class Controlnet(StableDiffusion):
         Raises:
             UserError: a recipe has no guide, guides differ in size, or as `StableDiffusion.render`.
         """
-        guides = [_guide(recipe) for recipe in recipes]
-        size = self._common_size(guides)
+        native = [_guide(recipe) for recipe in recipes]
+        height, width = _common_size(native)
+        size = (self._padded(height), self._padded(width))
+        guides = [pad_guide(guide, size) for guide in native]
+        return self._draw_guided(recipes, guides, size)[:, :height, :width]
+
+    def _padded(self, side: int) -> int:
+        return math.ceil(side / self._size_multiple) * self._size_multiple
+
+    def _draw_guided(
+        self, recipes: Sequence[Recipe], guides: Sequence[Guide], size: Size
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
         if self._fusion is not None:
             return self._draw_twice(recipes, guides, self._fusion, size)
         self._unet.show(self._signals(guides))
@@ -103,7 +115,7 @@ class Controlnet(StableDiffusion):
         self, recipes: Sequence[Recipe], guides: Sequence[Guide], fusion: Fusion, size: Size
     ) -> UInt8[np.ndarray, "batch height width 3"]:
         """As a whole first, then larger and in windows, shrunk to the guide's size at the end."""
-        from datagen.generators._fusion import Canvas, first_size, resize_guide
+        from datagen.generators._fusion import Canvas, first_size
 
         checkpoint = self._model.checkpoint
         tile = fusion.tile or checkpoint.unet.config["sample_size"] * checkpoint.vae_scale_factor
@@ -150,17 +162,6 @@ class Controlnet(StableDiffusion):
         pipeline.register_modules(unet=unet)
         return pipeline
 
-    def _common_size(self, guides: Sequence[Guide]) -> Size:
-        sizes = {guide.size for guide in guides}
-        if len(sizes) > 1:
-            raise UserError(
-                f"guides of sizes {sorted(sizes)} (height, width) in one batch, expected one size in a run; let the "
-                "source crop them: `height:` and `width:` of layouts"
-            )
-        height, width = sizes.pop()
-        self._check_size({"height": height, "width": width}, what="the guide's ")
-        return height, width
-
     def _signal(self, control: LocatedControl, network: Any, guides: Sequence[Guide]) -> "Signal":
         from datagen.generators._controlled_unet import Signal
 
@@ -185,6 +186,16 @@ class Controlnet(StableDiffusion):
 
         checkpoint = self._model.checkpoint
         return torch.from_numpy(np.stack(maps)).to(checkpoint.device, checkpoint.dtype)
+
+
+def _common_size(guides: Sequence[Guide]) -> Size:
+    sizes = {guide.size for guide in guides}
+    if len(sizes) > 1:
+        raise UserError(
+            f"guides of sizes {sorted(sizes)} (height, width) in one batch, expected one size; draw those of each size "
+            "apart, or let the source bring them to one: its `height` and `width`"
+        )
+    return sizes.pop()
 
 
 def _guide(recipe: Recipe) -> Guide:

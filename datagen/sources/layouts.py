@@ -16,13 +16,10 @@ from datagen.rare_classes import Anchors, RareClasses, cached_counts, crop_aroun
 from datagen.records import Guide, Recipe
 from datagen.settings import check_classes
 from datagen.sources import sample_id
+from datagen.sources._guided import GuidedRecipes
 from datagen.sources.templates import Phrases
-from datagen.style_prompts import StylePrompts
 from decoders.labels import AnnotatedImage, InstanceSet, Label, semantic_ids
 from decoders.resizing import Size, inside, resize_image, resize_label
-
-_ATTRIBUTES = ("source", "crop", "scale", "anchor")
-"""What a recipe tells beside its style."""
 
 
 class Layouts:
@@ -68,20 +65,20 @@ class Layouts:
         self.taxonomy = data.taxonomy
         if rare_classes is not None:
             check_classes(rare_classes.quotas, data.taxonomy, at="rare_classes.quotas")
-        self._prompts = StylePrompts(
+        self._recipes = GuidedRecipes(
             prompt=prompt,
-            style=style or {},
-            words=words or {},
+            style=style,
+            words=words,
+            minimum_visible=minimum_visible,
+            negative_prompt=negative_prompt,
             plain_share=plain_share,
+            seed=seed,
             taxonomy=data.taxonomy,
-            reserved=_ATTRIBUTES,
         )
         self._data = data
         self._size = (height, width)
         self._scales = scale
         self._rare_classes = rare_classes
-        self._minimum_visible = minimum_visible
-        self._negative_prompt = negative_prompt
         self._seed = seed
 
     @cached_property
@@ -102,20 +99,7 @@ class Layouts:
         identity = sample_id(index)
         anchor, number = self._anchors.draw(self._seed, identity) if self._anchors else (0, self._in_turn(index))
         guide, origin = self._cut(self._data[number], anchor, identity)
-        counts = np.bincount(semantic_ids(guide.labels).ravel(), minlength=len(self.taxonomy) + 1)
-        visible = [
-            name for name, count in zip(self.taxonomy.names, counts[1:], strict=True) if count >= self._minimum_visible
-        ]
-        prompt, style = self._prompts.compose(self._seed, identity, visible)
-        return Recipe(
-            id=identity,
-            prompt=prompt,
-            negative_prompt=self._negative_prompt,
-            seed=seed_for(self._seed, identity, "picture"),
-            guide=guide,
-            listed=self._prompts.listed(visible),
-            attributes={**style, **origin},
-        )
+        return self._recipes.recipe(index, guide, origin)
 
     def _in_turn(self, index: int) -> int:
         """Number of the picture at a position, when each comes once per round."""

@@ -174,7 +174,7 @@ def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
         ({"condition": "onehot"}, r"condition\.kind: unknown kind 'onehot'; did you mean 'one_hot'"),
         ({"source": {"kind": "prompts", "file": "x"}}, "source: prompts brings no labels"),
         ({"batch": 3}, "batch: unknown key; did you mean 'batch_size'"),
-        ({"source": {**LAYOUTS, "height": 30}}, "the guide's height is 30, expected a multiple of 8"),
+        ({"source": {**LAYOUTS, "height": 30}}, "pictures of 30 x 48 .* expected multiples of 4"),
         ({"begin_with": "nowhere"}, "ControlNet nowhere: found no readable config.json"),
         ({"tracker": "tensorbord"}, "tracker: unknown name 'tensorbord'; did you mean 'tensorboard'"),
         ({"adherence": {"reader": "nowhere"}}, "nowhere is not a reader"),

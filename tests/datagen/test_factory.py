@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 from datagen.factory import Factory
 from datagen.interruption import stop_signals
 from datagen.launchers import Launcher
-from datagen.records import Recipe, Sample, Verdict
+from datagen.records import Guide, Recipe, Sample, Verdict
 from datagen.shards import ShardStore
 from datagen.sources import sample_id
 from decoders.errors import UserError
+from decoders.labels import semantic_map
 from decoders.peers import ALONE, Peers
 from tests.datagen.toys import Brightness, Noise
 
@@ -223,3 +224,52 @@ def test_what_comes_with_the_package_fits_the_protocols():
     from datagen.launchers.local import Local
 
     assert isinstance(Local(), Launcher)
+
+
+def test_guides_of_several_sizes_are_drawn_apart_and_stay_in_order(tmp_path: Path):
+    """Every batch has one size and is full; a picture is the one that it would be among its like."""
+
+    class Guided(Counting):
+        def recipe(self, index: int) -> Recipe:
+            ids = np.ones((8, 8 + 4 * (index % 2)), np.uint8)
+            return replace(super().recipe(index), guide=Guide(labels={"semantic": semantic_map(ids)}))
+
+    noise = Noise()
+    parts = factory(tmp_path, source=Guided(6), generator=noise, target=6, shard_size=6, batch_size=3)
+    assert made(parts) == [0]
+    stored = list(ShardStore(tmp_path).read(0))
+    assert [sample.recipe.prompt for sample in stored] == [f"number {index}" for index in range(6)]
+    assert noise.batches == [3] * 4  # two sizes among each three
+    for sample in stored:
+        np.testing.assert_array_equal(sample.image, Noise().render([sample.recipe])[0])
+
+
+class Bright:
+    """Keeps bright pictures and says how bright each is."""
+
+    def judge(self, sample: Sample) -> Verdict:
+        brightness = float(sample.image.mean())
+        return Verdict(keep=brightness > 128, reason="dark", scores={"brightness": brightness})
+
+
+def test_the_best_candidate_is_kept_and_can_be_drawn_again_from_its_recipe(tmp_path: Path):
+    def kept(candidates: int) -> list[Sample]:
+        run = tmp_path / str(candidates)
+        choices = {"filters": [Bright()], "candidates": candidates, "best_by": "brightness"}
+        shards = made(factory(run, source=Counting(12), target=100, batch_size=3, **choices))
+        stored = [each for index in shards for each in ShardStore(run).read(index)]
+        return [Sample(recipe=each.recipe, image=each.image, labels={}) for each in stored]
+
+    one, four = kept(1), kept(4)
+    assert [sample.recipe.id for sample in four] == [sample.recipe.id for sample in one]
+    gains = [best.image.mean() - only.image.mean() for best, only in zip(four, one, strict=True)]
+    assert min(gains) >= 0
+    assert max(gains) > 0
+    for sample in four:
+        np.testing.assert_array_equal(Noise().render([sample.recipe])[0], sample.image)
+
+
+def test_candidates_need_a_score_to_be_compared_by(tmp_path: Path):
+    parts = factory(tmp_path, filters=[Bright()], candidates=2)
+    with pytest.raises(UserError, match="compared by 'agreement', but the filters give the scores brightness"):
+        made(parts)

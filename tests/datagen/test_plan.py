@@ -48,7 +48,10 @@ def test_coco_is_the_default_export(plan_file: Path):
     [
         ("generator.stepps=3", "generator.stepps: unknown key; known keys: kind, pause, side"),
         ("generator.sidee=3", "generator.sidee: unknown key; did you mean 'side'? known keys: kind, pause, side"),
-        ("generatr.side=3", "generatr: unknown key; did you mean 'generator'? known keys: batch_size, exports"),
+        (
+            "generatr.side=3",
+            "generatr: unknown key; did you mean 'generator'? known keys: batch_size, candidates, exports",
+        ),
         ("generator.side=wide", "generator.side: found 'wide', expected a valid integer"),
         ("generator.side=12.5", "generator.side: found 12.5, expected a valid integer"),
         ("target=0", "target: found 0, expected greater than or equal to 1"),

@@ -56,7 +56,7 @@ def test_every_group_lists_its_kinds():
     ("values", "told"),
     [
         ({"kind": "confidense"}, "filters.0.kind: unknown kind 'confidense'; did you mean 'confidence'? known kinds:"),
-        ({"kind": "zzz"}, "filters.0.kind: unknown kind 'zzz'; known kinds: class_coverage, confidence"),
+        ({"kind": "zzz"}, "filters.0.kind: unknown kind 'zzz'; known kinds: agreement, class_coverage, confidence"),
         (
             {"kind": "confidence", "minimun": 0.5},
             "filters.0.minimun: unknown key; did you mean 'minimum'? known keys: kind, minimum, minimum_sure, sure",

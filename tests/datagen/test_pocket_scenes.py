@@ -12,7 +12,7 @@ from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket.world import SEEDS, render_scene
 from datagen.validation import validate
 from decoders.errors import UserError
-from decoders.labels import DenseMap
+from decoders.labels import DenseMap, semantic_ids
 from tests.datagen.made_up import tree
 
 
@@ -33,6 +33,17 @@ def test_size_and_withheld_domains_can_be_chosen():
     assert not any(PocketScenes(count=40, height=16, width=16).scene(name).domain.held_out for name in names)
 
 
+def test_looks_weathers_and_times_can_be_chosen_for_the_same_streets():
+    chosen = PocketScenes(look=("game",), weather=("rain", "snow"), count=12, height=16, width=16)
+    own = PocketScenes(count=12, height=16, width=16)
+    domains = [chosen.scene(name).domain for name in chosen.names]
+    assert {domain.look for domain in domains} == {"game"}
+    assert {domain.weather for domain in domains} == {"rain", "snow"}
+    assert [domain.time for domain in domains] == [own.scene(name).domain.time for name in own.names]
+    for one, other in zip(chosen, own, strict=True):
+        assert (semantic_ids(one.labels) == semantic_ids(other.labels)).all()
+
+
 def test_the_digest_tells_other_scenes():
     digests = {
         PocketScenes().digest,
@@ -41,14 +52,17 @@ def test_the_digest_tells_other_scenes():
         PocketScenes(split="test").digest,
         PocketScenes(held_out=True).digest,
         PocketScenes(width=160).digest,
+        PocketScenes(look=("game",)).digest,
+        PocketScenes(look=("photo",)).digest,
     }
-    assert len(digests) == 6
+    assert len(digests) == 8
     assert PocketScenes().digest in digests
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ({"look": ("gaem",)}, r"look: unknown 'gaem'; did you mean 'game'\? known: dashcam, film, game, photo"),
         ({"split": "training"}, r"unknown split 'training'; .*few_shot"),
         ({"seed": 99_999, "count": 2}, r"scenes 99999..100000 of split 'few_shot' do not exist"),
     ],
