@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 
 from datagen.conditions import Condition
+from datagen.model import Model
 from datagen.plugins import OneOf, built, choose_part
 from datagen.settings import Settings, check_classes
 from decoders.errors import UserError
@@ -64,7 +65,7 @@ class Fusion(Settings):
 class LocatedControl:
     """A control whose files were found and whose condition was built."""
 
-    def __init__(self, control: Control, taxonomy: Taxonomy) -> None:
+    def __init__(self, control: Control, taxonomy: Taxonomy, model: Model) -> None:
         """
         Raises:
             UserError: no such files, no condition, or made for other classes.
@@ -75,7 +76,7 @@ class LocatedControl:
         self._about = _about(self.folder)
         if self._about is not None and control.condition is None:
             _check_classes(self._about, taxonomy, self.folder)
-        self.condition = self._build_condition(taxonomy)
+        self.condition = self._build_condition(taxonomy, model)
         expected = self._config.get("conditioning_channels", 3)
         if self.condition.channels != expected:
             raise UserError(
@@ -84,16 +85,16 @@ class LocatedControl:
             )
         check_classes(control.class_scales, taxonomy, at="class_scales")
 
-    def _build_condition(self, taxonomy: Taxonomy) -> Condition:
+    def _build_condition(self, taxonomy: Taxonomy, model: Model) -> Condition:
         if self.control.condition is not None:
-            return built(self.control.condition, taxonomy=taxonomy)
+            return built(self.control.condition, taxonomy=taxonomy, model=model)
         if self._about is None:
             raise UserError(
                 f"ControlNet {self.folder} does not say what it is to be shown (no {ABOUT_FILE} beside it), expected "
                 "`condition:`, such as `condition: palette` for one of colour-coded classes, or edges, or depth"
             )
         part = choose_part("conditions", self._about["condition"], at=str(self.folder / ABOUT_FILE))
-        return part.build(taxonomy=taxonomy)
+        return part.build(taxonomy=taxonomy, model=model)
 
     @property
     def digest(self) -> str:
@@ -143,12 +144,12 @@ def control_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def locate_controls(controls: Sequence[Control], taxonomy: Taxonomy) -> tuple[LocatedControl, ...]:
+def locate_controls(controls: Sequence[Control], taxonomy: Taxonomy, model: Model) -> tuple[LocatedControl, ...]:
     """Find each; errors as `LocatedControl`, with the place in the list in front."""
     found: list[LocatedControl] = []
     for index, control in enumerate(controls):
         try:
-            found.append(LocatedControl(control, taxonomy))
+            found.append(LocatedControl(control, taxonomy, model))
         except UserError as error:
             raise UserError(f"controls.{index}: {error}") from None
     return tuple(found)

@@ -7,7 +7,7 @@ Ge(1)]` bounds a number. Arguments with the names below are no settings; the fac
 
     seed        int          the run's seed                                    sources
     taxonomy    Taxonomy     the classes of the labels                         all but exporters and datasets
-    model       Model        the plan's checkpoint, loaded on first use        generators, labellers
+    model       Model        the plan's checkpoint, loaded on first use        conditions, generators, labellers
 
 A source that brings labels has a `taxonomy` of its own, which is then what the other parts are given; else it is the
 labeller's. A part may hold another one: `data: Annotated[AnnotatedImages, OneOf("datasets", at="source.data")]`.
@@ -39,7 +39,7 @@ Group = Literal["sources", "conditions", "generators", "labellers", "filters", "
 GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
     {
         "sources": ("seed", "taxonomy"),
-        "conditions": ("taxonomy",),
+        "conditions": ("model", "taxonomy"),
         "generators": ("model", "taxonomy"),
         "labellers": ("model", "taxonomy"),
         "filters": ("taxonomy",),

@@ -37,15 +37,19 @@ def reading_context(checkpoint: Checkpoint, phrases: Sequence[str]) -> ReadingCo
     Raises:
         UserError: a phrase without words, or longer than the text encoder reads.
     """
-    empty, pooled = _encode(checkpoint, [""])
+    empty, pooled = encode_prompts(checkpoint, [""])
     vectors = [
         _word_means(checkpoint, list(phrases[first : first + _BATCH])) for first in range(0, len(phrases), _BATCH)
     ]
     return ReadingContext(tokens=torch.cat([empty, *(part[None] for part in vectors)], dim=1), pooled=pooled)
 
 
-def _encode(checkpoint: Checkpoint, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [text, token, width] and, from pipelines that have them, pooled vectors [text, pooled]."""
+def encode_prompts(checkpoint: Checkpoint, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    """Texts as the pipeline itself encodes prompts.
+
+    Returns:
+        Hidden states [text, token, width] and, from pipelines that make them (XL), pooled vectors [text, pooled].
+    """
     parts: tuple[Any, ...] = checkpoint.pipeline.encode_prompt(
         prompt=texts, device=checkpoint.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
@@ -53,7 +57,7 @@ def _encode(checkpoint: Checkpoint, texts: list[str]) -> tuple[Tensor, Tensor | 
 
 
 def _word_means(checkpoint: Checkpoint, phrases: list[str]) -> Float[Tensor, "phrases width"]:
-    hidden, _ = _encode(checkpoint, phrases)
+    hidden, _ = encode_prompts(checkpoint, phrases)
     widths = [encoder.config.hidden_size for encoder in checkpoint.text_encoders]
     means: list[Tensor] = []
     for tokenizer, states in zip(checkpoint.tokenizers, hidden.split(widths, dim=-1), strict=True):

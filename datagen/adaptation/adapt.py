@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datagen.adaptation.methods import Method
     from decoders.checkpoint import Checkpoint
 
-_INPUTS = frozenset({"adapted", "model", "images", "data", "captions", "caption", "prompts"})
+_INPUTS = frozenset({"adapted", "model", "images", "data", "captions", "caption", "prompts", "guidance"})
 """Keys whose contents stand in the identity, or that do not decide the result."""
 
 
@@ -143,7 +143,9 @@ def _train(
     unet = method.prepare(model.checkpoint, seed=plan.seed)
     if plan.gradient_checkpointing:
         model.checkpoint.unet.enable_gradient_checkpointing()
-    row = SampleRow(model, plan.prompts, size=size, seed=plan.seed, folder=folder.path / "samples")
+    row = SampleRow(
+        model, plan.prompts, size=size, guidance=plan.guidance, seed=plan.seed, folder=folder.path / "samples"
+    )
     if launcher.rank == 0:
         folder.begin()
     launcher.barrier()

@@ -41,6 +41,8 @@ class AdaptPlan(TrainingSettings):
     """Whether half of the pictures are mirrored."""
     prompts: tuple[str, ...] = ()
     """What is drawn at the beginning, every `samples_every` updates and at the end; nothing without prompts."""
+    guidance: Annotated[float, Ge(0)] = 7.5
+    """Of these pictures."""
 
 
 def load_adapt_plan(path: Path, overrides: Iterable[str] = ()) -> AdaptPlan:

@@ -92,7 +92,7 @@ def control(
         console = Console(quiet=True)
     model = Model(checked.model.reference(), device=lambda: launcher.device)
     source, taxonomy = _source(checked)
-    condition: Condition = checked.condition.build(taxonomy=taxonomy)
+    condition: Condition = checked.condition.build(taxonomy=taxonomy, model=model)
     identity = checked.decisive(without=_INPUTS) | {
         "model": model.digest,
         "dtype": checked.model.dtype,

@@ -16,6 +16,7 @@ from decoders.checkpoint import Checkpoint
 from decoders.errors import UserError
 from decoders.features import to_pixels
 from decoders.peers import ALONE, Peers
+from decoders.phrases import encode_prompts
 
 _CAPTIONS_KEPT = 256
 """Encoded captions in memory; XL's take 630 KB each."""
@@ -125,14 +126,8 @@ class Denoising:
 
     @torch.no_grad()
     def _encode(self, caption: str) -> tuple[Tensor, Tensor | None]:
-        """Hidden states [1, tokens, width] and, where the pipeline makes one, the pooled vector [1, pooled]."""
-        parts: tuple[Any, ...] = self._checkpoint.pipeline.encode_prompt(
-            prompt=[caption],
-            device=self._checkpoint.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )
-        return parts[0], parts[2] if len(parts) > 2 else None
+        """As `encode_prompts`, of one."""
+        return encode_prompts(self._checkpoint, [caption])
 
     def _share(self, whole: Tensor) -> Tensor:
         return whole[self._peers.rank :: self._peers.count]

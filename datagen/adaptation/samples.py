@@ -18,7 +18,16 @@ from decoders.files import write_atomic
 class SampleRow:
     """Always the same prompts from the same noise."""
 
-    def __init__(self, model: Model, prompts: Sequence[str], *, size: tuple[int, int], seed: int, folder: Path) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[str],
+        *,
+        size: tuple[int, int],
+        guidance: float,
+        seed: int,
+        folder: Path,
+    ) -> None:
         """`size` is height and width in pixels; pictures go to `<folder>/000500.png`."""
         names = [f"{index:08d}" for index in range(len(prompts))]
         self._recipes = [
@@ -26,7 +35,7 @@ class SampleRow:
             for name, prompt in zip(names, prompts, strict=True)
         ]
         self._model = model
-        self._generator = StableDiffusion(height=size[0], width=size[1], model=model)
+        self._generator = StableDiffusion(guidance=guidance, height=size[0], width=size[1], model=model)
         self._folder = folder
 
     def draw(self, step: int) -> UInt8[np.ndarray, "prompts height width 3"]:

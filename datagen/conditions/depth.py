@@ -1,11 +1,15 @@
 """How near things are, as published depth ControlNets expect it."""
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float32
 
+from datagen.labellers.decoded import Decoded
+from datagen.model import Model
 from datagen.records import Guide
 from decoders.errors import UserError
-from decoders.labels import METRIC_DEPTH_STORAGE, RELATIVE_DEPTH_STORAGE, DenseMap
+from decoders.labels import METRIC_DEPTH_STORAGE, RELATIVE_DEPTH_STORAGE, DenseMap, LabelSet
 
 _UNITS = (METRIC_DEPTH_STORAGE.unit, RELATIVE_DEPTH_STORAGE.unit)
 
@@ -20,8 +24,15 @@ class Depth:
 
     channels = 3
 
+    def __init__(self, *, reader: Path | None = None, model: Model | None = None) -> None:
+        """Args:
+        reader: folder of a reader that says depth, asked about the guide's picture where the guide has none.
+        model: a checkpoint that the reader may borrow.
+        """
+        self._reader = None if reader is None else Decoded(reader=reader, model=model)
+
     def draw(self, guide: Guide) -> Float32[np.ndarray, "3 height width"]:
-        depth = _depth(guide)
+        depth = self._depth(guide)
         values = depth.values[..., 0]
         valid = depth.valid & np.isfinite(values)
         if depth.storage.unit == METRIC_DEPTH_STORAGE.unit:
@@ -33,13 +44,21 @@ class Depth:
             near[valid] = (values[valid] - low) / (high - low) if high - low > 0 else 1
         return np.repeat(near[None], self.channels, axis=0)
 
+    def _depth(self, guide: Guide) -> DenseMap:
+        found = _depth_in(guide.labels)
+        if found is None and self._reader is not None and guide.image is not None:
+            found = _depth_in(self._reader.label([], guide.image[None])[0])
+        if found is None:
+            raise UserError(
+                f"depth needs a map of one of the units {_UNITS}, found the labels {sorted(guide.labels)} in a guide; "
+                "use a source whose pictures have depths, or a `reader` that says depth and a source with pictures"
+            )
+        return found
 
-def _depth(guide: Guide) -> DenseMap:
+
+def _depth_in(labels: LabelSet) -> DenseMap | None:
     """The first by name, so that metres in `depth` come before what is relative."""
-    for _, label in sorted(guide.labels.items()):
+    for _, label in sorted(labels.items()):
         if isinstance(label, DenseMap) and label.storage.unit in _UNITS:
             return label
-    raise UserError(
-        f"depth needs a map of one of the units {_UNITS}, found the labels {sorted(guide.labels)} in a guide; use a "
-        "source whose pictures have depths, or another condition"
-    )
+    return None

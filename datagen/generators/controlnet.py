@@ -76,7 +76,7 @@ class Controlnet(StableDiffusion):
                 f"found fusion beside strength {strength:g}, expected one of them: fusion draws from pure noise; "
                 "remove `fusion`, or `strength`"
             )
-        self._controls = locate_controls(controls, taxonomy)
+        self._controls = locate_controls(controls, taxonomy, model)
         self._fusion = fusion
         self._strength = strength
         self._taxonomy = taxonomy

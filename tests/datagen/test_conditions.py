@@ -23,7 +23,7 @@ from datagen.conditions.palette import Palette
 from datagen.plugins import choose_part, kinds
 from datagen.records import Guide
 from decoders.errors import UserError
-from decoders.labels import RELATIVE_DEPTH_STORAGE, InstanceSet, Taxonomy, metric_depth, semantic_map
+from decoders.labels import RELATIVE_DEPTH_STORAGE, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
 from tests.datagen import made_up
 
 SETTINGS: Mapping[str, list[dict[str, Any]]] = {
@@ -226,6 +226,29 @@ def test_depth_is_inverse_before_it_is_stretched():
     assert Depth().draw(Guide(labels={"depth": relative}))[0].tolist() == [[0, 0.5, 1, 0]]
     flat = metric_depth(np.array([[7, 7, np.inf]], np.float32))
     assert Depth().draw(Guide(labels={"depth": flat}))[0].tolist() == [[1, 1, 0]]
+
+
+def test_a_reader_says_the_depth_of_a_picture_that_came_without(monkeypatch: pytest.MonkeyPatch):
+    meters = np.array([[1, 2, 4, np.inf]], np.float32)
+    asked: list[Any] = []
+
+    class Knowing:
+        def __init__(self, **_: Any) -> None: ...
+
+        def label(self, _recipes: Any, images: Any) -> list[LabelSet]:
+            asked.append(images)
+            return [{"depth": metric_depth(meters)}]
+
+    monkeypatch.setattr("datagen.conditions.depth.Decoded", Knowing)
+    picture = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
+    expected = Depth().draw(Guide(labels={"depth": metric_depth(meters)}))
+    reading = Depth(reader=Path("somewhere"))
+    np.testing.assert_array_equal(reading.draw(Guide(labels={}, image=picture)), expected)
+    np.testing.assert_array_equal(asked, [picture[None]])
+    reading.draw(Guide(labels={"depth": metric_depth(meters)}, image=picture))
+    assert len(asked) == 1
+    with pytest.raises(UserError, match="or a `reader` that says depth and a source with pictures"):
+        reading.draw(Guide(labels={"semantic": semantic_map(np.ones((1, 4), np.uint8))}))
 
 
 @pytest.mark.parametrize("size", [(20, 70), (64, 128), (1, 130)])
