@@ -34,8 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-SCENES = {"kind": "pocket_scenes", "count": 2}
-LAYOUTS: dict[str, Any] = {"kind": "layouts", "data": SCENES, "height": 32, "width": 48, "scale": [0.4]}
+SCENES = {"kind": "pocket_scenes", "count": 2, "height": 32, "width": 48}
+LAYOUTS: dict[str, Any] = {"kind": "layouts", "data": SCENES, "height": 32, "width": 48, "minimum_visible": 60}
 
 
 def values(folder: Path, pipeline: Path, **changes: Any) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
         ({"condition": "onehot"}, r"condition\.kind: unknown kind 'onehot'; did you mean 'one_hot'"),
         ({"source": {"kind": "prompts", "file": "x"}}, "source: prompts brings no labels"),
         ({"batch": 3}, "batch: unknown key; did you mean 'batch_size'"),
-        ({"source": {**LAYOUTS, "height": 30}}, "pictures of 30 x 48 .* expected multiples of 4"),
+        ({"source": {**LAYOUTS, "height": 30, "scale": [1.0]}}, "pictures of 30 x 48 .* expected multiples of 4"),
         ({"begin_with": "nowhere"}, "ControlNet nowhere: found no readable config.json"),
         ({"tracker": "tensorbord"}, "tracker: unknown name 'tensorbord'; did you mean 'tensorboard'"),
         ({"adherence": {"reader": "nowhere"}}, "nowhere is not a reader"),

@@ -281,7 +281,7 @@ def test_fusion_draws_each_window_for_what_it_shows(
     listed = [replace(recipe, prompt="sky, a red car", listed=words, guide=chosen) for recipe in RECIPES]
 
     def drawn(recipes: list[Recipe], **settings: Any) -> np.ndarray:
-        fusion = Fusion(tile=32, tile_batch=3, keep_above=1.0, **settings)
+        fusion = Fusion(tile=32, overlap=0.2, tile_batch=3, keep_above=1.0, **settings)
         return generator(pipelines[kind], control(controls[kind]), fusion=fusion).render(recipes)
 
     pictures = drawn(listed)
