@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow test-full lint format
+.PHONY: help setup demo test test-slow test-annotators test-full lint format
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        64 labelled pictures from prompts, as a COCO dataset with a contact sheet"
 	@echo "make test        the tests (minutes)"
 	@echo "make test-slow   the slow ones that CI runs too"
+	@echo "make test-annotators  controlnet-aux installed, and its Canny on our pictures"
 	@echo "make test-full   all tests, full-size UNets included (needs 16 GiB of memory)"
 	@echo "make lint        ruff and pyright"
 	@echo "make format      ruff, changing files"
@@ -32,6 +33,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m 'slow and not real_size' --timeout 900
+
+test-annotators: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[annotators]'
+	$(BIN)/pytest tests/datagen/test_annotators.py
 
 test-full: $(STAMP)
 	$(BIN)/pytest -m 'slow or real_size or not slow' --timeout 3600

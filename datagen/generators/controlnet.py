@@ -121,6 +121,11 @@ class Controlnet(StableDiffusion):
         tile = fusion.tile or checkpoint.unet.config["sample_size"] * checkpoint.vae_scale_factor
         self._check_size({"tile": tile}, what="fusion.")
         whole = (size[0] * fusion.supersampling, size[1] * fusion.supersampling)
+        if tile > min(whole):
+            raise UserError(
+                f"fusion looks through windows of {tile} pixels at a picture drawn at {whole[0]} x {whole[1]}, "
+                "expected smaller ones; set fusion.tile, raise fusion.supersampling, or leave fusion out"
+            )
         first = first_size(whole, tile, self._size_multiple)
         self._unet.show(self._signals([resize_guide(guide, first) for guide in guides]))
         pictures = self._draw(recipes, height=first[0], width=first[1])

@@ -244,9 +244,10 @@ def test_windows_cover_everything_and_stay_inside(
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 def test_one_window_draws_the_plain_picture(kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
     """A canvas that is one window, of which nothing is kept, is the plain picture of the canvas' own noise."""
-    fusion = Fusion(supersampling=1, tile=48, keep_above=1.0, tile_prompts=False)
-    found = generator(pipelines[kind], control(controls[kind]), fusion=fusion).render(RECIPES)
-    anew = [replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas")) for recipe in RECIPES]
+    fusion = Fusion(supersampling=1, tile=32, keep_above=1.0, tile_prompts=False)
+    square = [replace(recipe, guide=Guide(labels=labels(recipe.seed, 32, 32))) for recipe in RECIPES]
+    found = generator(pipelines[kind], control(controls[kind]), fusion=fusion).render(square)
+    anew = [replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas")) for recipe in square]
     np.testing.assert_array_equal(found, generator(pipelines[kind], control(controls[kind])).render(anew))
 
 
@@ -353,6 +354,8 @@ def test_recipes_without_a_fitting_guide_are_told(pipelines: Mapping[str, Path],
         generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(), strength=0.5)
     with pytest.raises(UserError, match=r"fusion\.tile is 20, expected a multiple of 8"):
         generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(tile=20)).render(RECIPES)
+    with pytest.raises(UserError, match="windows of 72 pixels at a picture drawn at 64 x 96, expected smaller"):
+        generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(tile=72)).render(RECIPES)
     with pytest.raises(UserError, match="nothing would keep the geometry"):
         generator(pipelines["sd1"])
 
