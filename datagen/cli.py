@@ -8,14 +8,18 @@ import errno
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from decoders.errors import UserError
+
+if TYPE_CHECKING:
+    from datagen.launchers import Launcher
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -138,15 +142,8 @@ def fit(
 ) -> None:
     """Fit a reader on a few annotated pictures, and measure it if the plan names a validation set."""
     from datagen.fitting import fit_from_plan
-    from datagen.launchers import from_environment
 
-    launcher = from_environment()
-    try:
-        summary = fit_from_plan(plan, to=to, overrides=settings or [], probe=probe, launcher=launcher)
-    finally:
-        launcher.close()
-    if launcher.rank == 0:
-        _out.print(str(summary), markup=False)
+    _launched(lambda launcher: fit_from_plan(plan, to=to, overrides=settings or [], probe=probe, launcher=launcher))
 
 
 @app.command(
@@ -187,15 +184,8 @@ def adapt(
 ) -> None:
     """Train a model on a domain's pictures, as a LoRA file or a model of its own. The same command goes on."""
     from datagen.adaptation.adapt import adapt as run
-    from datagen.launchers import from_environment
 
-    launcher = from_environment()
-    try:
-        summary = run(plan, to=to, overrides=settings or [], launcher=launcher)
-    finally:
-        launcher.close()
-    if launcher.rank == 0:
-        _out.print(str(summary), markup=False)
+    _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
 @app.command(cls=_WithSettings, epilog="Example: datagen control configs/control.yaml --to models/control")
@@ -208,15 +198,8 @@ def control(
 ) -> None:
     """Train a ControlNet to draw after label maps, and measure whether it does. The same command goes on."""
     from datagen.adaptation.control import control as run
-    from datagen.launchers import from_environment
 
-    launcher = from_environment()
-    try:
-        summary = run(plan, to=to, overrides=settings or [], launcher=launcher)
-    finally:
-        launcher.close()
-    if launcher.rank == 0:
-        _out.print(str(summary), markup=False)
+    _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
 @app.command(
@@ -389,6 +372,19 @@ def train(
         threads=threads,
         updates=_counts(updates),
     )
+
+
+def _launched(run: Callable[["Launcher"], object]) -> None:
+    """Run what several processes may share, and print what came of it once."""
+    from datagen.launchers import from_environment
+
+    launcher = from_environment()
+    try:
+        summary = run(launcher)
+    finally:
+        launcher.close()
+    if launcher.rank == 0:
+        _out.print(str(summary), markup=False)
 
 
 def _numbers(option: str, text: str) -> list[int]:

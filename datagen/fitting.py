@@ -12,7 +12,7 @@ from datagen.files import read_json, write_json
 from datagen.fit_plan import FitPlan, PerceiverSettings, load_fit_plan
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
-from datagen.meter import Counted, meter
+from datagen.meter import Counted, console_of, meter
 from datagen.model import Model
 from datagen.readers import open_reader
 from datagen.settings import check_classes
@@ -85,9 +85,7 @@ def fit_from_plan(
         checked = checked.model_copy(update={"perceiver": checked.perceiver.reading(chosen(probe))})
     folder = to or checked.reader
     launcher = launcher or Local()
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    if launcher.rank:
-        console = Console(quiet=True)
+    console = console_of(launcher.rank, console)
     data: AnnotatedImages = checked.data.build()
     taxonomy = with_phrases(data.taxonomy, checked.perceiver.phrases)
     validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None

@@ -13,7 +13,7 @@ from datagen.datasets import list_images
 from datagen.exporters.coco import CocoWriter
 from datagen.files import read_image
 from datagen.interruption import stop_signals
-from datagen.meter import Tick, meter
+from datagen.meter import Tick, console_of, meter
 from datagen.readers import model_of, open_reader, read_manifest
 from decoders.errors import UserError
 
@@ -90,7 +90,7 @@ def label(
     writer = CocoWriter(to, manifest.taxonomy, info=info)
     todo = [path for path in files if not writer.has(path.name)]
     _check_same(set(files) - set(todo), to)
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    console = console_of(0, console)
     with meter("check", console=console) as tick:
         sizes, damaged = _open_all(todo, tick)
     if damaged and not skip_unreadable:

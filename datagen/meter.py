@@ -13,6 +13,13 @@ Tick = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
 
 
+def console_of(rank: int, console: Console | None) -> Console:
+    """Where a process tells its progress: the given console, else stderr; of several processes only the first does."""
+    if rank:
+        return Console(quiet=True)
+    return console or Console(stderr=True, highlight=False, soft_wrap=True)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")

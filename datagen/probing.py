@@ -12,7 +12,7 @@ from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import json_bytes, read_json, write_json
 from datagen.fit_plan import FitPlan, load_fit_plan
 from datagen.fitting import fit_decoder, with_phrases
-from datagen.meter import meter
+from datagen.meter import console_of, meter
 from datagen.model import Model
 from datagen.sheet import spread
 from decoders.errors import UserError
@@ -96,7 +96,7 @@ def probe_from_plan(
     from decoders import probing
 
     checked = load_fit_plan(plan, overrides)
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    console = console_of(0, console)
     data: AnnotatedImages = checked.data.build()
     model = Model(checked.model.reference())
     sweep = {

@@ -1,7 +1,7 @@
 """The verb `adapt`: a checkpoint's UNet trained on a domain's pictures, as a LoRA file or a model of its own."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,17 +10,17 @@ from rich.console import Console
 
 from datagen.adaptation.adapt_plan import AdaptPlan, load_adapt_plan
 from datagen.adaptation.pictures import Pictures, pictures_of_dataset, pictures_of_folder
-from datagen.adaptation.tracking import NONE, Watched, check_tracker, open_tracker
+from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import TrainingFolder
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
-from datagen.meter import meter
+from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plugins import Part
 from decoders.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from datagen.adaptation.methods import Method
     from decoders.checkpoint import Checkpoint
@@ -73,9 +73,7 @@ def adapt(
     checked = load_adapt_plan(plan, overrides)
     check_tracker(checked.tracker)
     launcher = launcher or Local()
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    if launcher.rank:
-        console = Console(quiet=True)
+    console = console_of(launcher.rank, console)
     pictures = _pictures(checked)
     model = Model(checked.model.reference(), device=lambda: launcher.device)
     method = _method(checked)
@@ -120,17 +118,14 @@ def _train(
     console: Console,
     launcher: Launcher,
 ) -> None:
-    import torch
-
-    from datagen.adaptation.batches import Ahead, Crops, PictureBatches
+    from datagen.adaptation.batches import Batch, Crops, PictureBatches
     from datagen.adaptation.denoising import Denoising
-    from datagen.adaptation.loop import advance
     from datagen.adaptation.samples import SampleRow
-    from datagen.adaptation.training_state import STATE_FILE, finished_updates
+    from datagen.adaptation.training import Look, train
 
-    torch.set_num_threads(plan.threads)
     peers = launcher.peers()
-    size = train_size(plan.size, model.checkpoint)
+    checkpoint = model.checkpoint
+    size = train_size(plan.size, checkpoint)
     batches = PictureBatches(
         pictures,
         Crops(size=size, scales=plan.scales, flip=plan.flip),
@@ -139,50 +134,32 @@ def _train(
         seed=plan.seed,
         peers=peers,
     )
-    denoising = Denoising(model.checkpoint, peers)
-    unet = method.prepare(model.checkpoint, seed=plan.seed)
+    denoising = Denoising(checkpoint, peers)
+    unet = method.prepare(checkpoint, seed=plan.seed)
     if plan.gradient_checkpointing:
-        model.checkpoint.unet.enable_gradient_checkpointing()
+        checkpoint.unet.enable_gradient_checkpointing()
     row = SampleRow(
         model, plan.prompts, size=size, guidance=plan.guidance, seed=plan.seed, folder=folder.path / "samples"
     )
-    if launcher.rank == 0:
-        folder.begin()
-    launcher.barrier()
-    tracker_name = NONE if launcher.rank else plan.tracker
-    with (
-        open_tracker(tracker_name, folder.path) as tracker,
-        meter("adapt", console=console) as tick,
-        Ahead(batches) as batch_of,
-    ):
 
-        def loss(number: int) -> Mapping[str, torch.Tensor]:
-            batch = batch_of(number)
-            latents = denoising.latents(batch.pictures)
-            return {"loss": denoising.loss(unet, latents, batch.captions, batch.random)}
+    def loss(batch: Batch) -> "Tensor":
+        return denoising.loss(unet, denoising.latents(batch.pictures), batch.captions, batch.random)
 
-        def look(_unet: "nn.Module", step: int) -> Mapping[str, float]:
-            tracker.pictures(step, "samples", row.draw(step))
-            return {}
+    def look(_unet: "nn.Module", step: int) -> Look:
+        return Look(row.draw(step), {})
 
-        if plan.prompts and launcher.rank == 0 and not finished_updates(folder.path / STATE_FILE):
-            look(unet, 0)
-        advance(
-            unet,
-            loss,
-            folder=folder.path,
-            schedule=plan.schedule(),
-            peers=peers,
-            accumulate=plan.accumulate,
-            reporter=Watched(tick, tracker, console),
-            probe=look if plan.prompts else None,
-            probe_every=plan.samples_every,
-            log_every=min(50, max(1, plan.updates // 10)),
-        )
-    if launcher.rank == 0:
-        method.save(model.checkpoint, folder.path)
-        folder.finish()
-    launcher.barrier()
+    train(
+        unet,
+        verb="adapt",
+        settings=plan,
+        folder=folder,
+        batches=batches,
+        loss=loss,
+        look=look if plan.prompts else None,
+        save=lambda _: method.save(checkpoint, folder.path),
+        launcher=launcher,
+        console=console,
+    )
 
 
 def train_size(size: tuple[int, int] | None, checkpoint: "Checkpoint") -> tuple[int, int]:

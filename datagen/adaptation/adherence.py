@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 from datagen.adaptation.control_plan import AdherenceSettings
 from datagen.adaptation.hardware import half_precision
+from datagen.adaptation.training import Look
 from datagen.controls import Control
 from datagen.files import encode_png
 from datagen.generators.controlnet import Controlnet
@@ -41,12 +42,11 @@ class Adherence:
         self._reader = None if settings.reader is None else Decoded(reader=settings.reader, model=model)
         self._ids = None if self._reader is None else translation(self._reader.taxonomy, taxonomy)
 
-    def look(self, control: Path, step: int) -> tuple[dict[str, float], UInt8[np.ndarray, "batch height width 3"]]:
+    def look(self, control: Path, step: int) -> Look:
         """What is drawn with the ControlNet in a folder after `step` updates, and how well that keeps the layouts.
 
-        Returns:
-            `adherence`, the mIoU of what the reader finds against the layouts, and `adherence/<class>`; nothing without
-            a reader. And the pictures.
+        The values are `adherence`, the mIoU of what the reader finds against the layouts, and `adherence/<class>`; none
+        without a reader.
         """
         generator = Controlnet(
             controls=(Control(source=str(control)),),
@@ -65,7 +65,7 @@ class Adherence:
             self._compare(recipes, pictures, score)
         drawn = np.concatenate(parts)
         write_atomic(self._folder / f"{step:06d}.png", encode_png(self._sheet(drawn)))
-        return self._named(score.result()), drawn
+        return Look(drawn, self._named(score.result()))
 
     def _compare(
         self, recipes: Sequence[Recipe], pictures: UInt8[np.ndarray, "batch height width 3"], score: SemanticScore

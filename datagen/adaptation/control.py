@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from datagen.adaptation.control_plan import ControlPlan, load_control_plan
-from datagen.adaptation.tracking import NONE, Watched, check_tracker, open_tracker
+from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import TrainingFolder
 from datagen.conditions import Condition
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest
@@ -21,7 +21,7 @@ from datagen.files import write_json
 from datagen.labellers.decoded import Decoded
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
-from datagen.meter import meter
+from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plan import part_identity
 from datagen.records import Recipe
@@ -87,9 +87,7 @@ def control(
     checked = load_control_plan(plan, overrides)
     check_tracker(checked.tracker)
     launcher = launcher or Local()
-    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    if launcher.rank:
-        console = Console(quiet=True)
+    console = console_of(launcher.rank, console)
     model = Model(checked.model.reference(), device=lambda: launcher.device)
     source, taxonomy = _source(checked)
     condition: Condition = checked.condition.build(taxonomy=taxonomy, model=model)
@@ -138,13 +136,10 @@ def _train(
 ) -> None:
     import torch
 
-    from datagen.adaptation.batches import Ahead
     from datagen.adaptation.denoising import Denoising
-    from datagen.adaptation.loop import advance
-    from datagen.adaptation.steering import GuidedBatches, new_control, steered
-    from datagen.adaptation.training_state import STATE_FILE, finished_updates
+    from datagen.adaptation.steering import GuidedBatch, GuidedBatches, new_control, steered
+    from datagen.adaptation.training import Look, train
 
-    torch.set_num_threads(plan.threads)
     peers = launcher.peers()
     checkpoint = model.checkpoint
     batches = GuidedBatches(
@@ -164,48 +159,30 @@ def _train(
         checkpoint.unet.enable_gradient_checkpointing()
     adherence = _adherence(plan, model, source, taxonomy, folder.path)
     about = {"condition": plan.condition.to_json(), "classes": list(taxonomy.names)}
-    if launcher.rank == 0:
-        folder.begin()
-    launcher.barrier()
-    with (
-        open_tracker(NONE if launcher.rank else plan.tracker, folder.path) as tracker,
-        meter("control", console=console) as tick,
-        Ahead(batches) as batch_of,
-    ):
 
-        def loss(number: int) -> Mapping[str, torch.Tensor]:
-            batch = batch_of(number)
-            latents = denoising.latents(batch.pictures)
-            conditions = torch.from_numpy(batch.conditions).to(checkpoint.device)
-            predict = steered(unet, network, conditions)
-            return {"loss": denoising.loss(predict, latents, batch.captions, batch.random)}
+    def loss(batch: GuidedBatch) -> torch.Tensor:
+        predict = steered(unet, network, torch.from_numpy(batch.conditions).to(checkpoint.device))
+        return denoising.loss(predict, denoising.latents(batch.pictures), batch.captions, batch.random)
 
-        def look(average: "nn.Module", step: int) -> Mapping[str, float]:
-            save_control(average, folder.path / _SO_FAR, about)
-            values, pictures = adherence.look(folder.path / _SO_FAR, step)
-            tracker.pictures(step, "samples", pictures)
-            if "adherence" in values:
-                console.print(f"after {step} updates: adherence mIoU {values['adherence']:.3f}", markup=False)
-            return values
+    def look(average: "nn.Module", step: int) -> Look:
+        save_control(average, folder.path / _SO_FAR, about)
+        seen = adherence.look(folder.path / _SO_FAR, step)
+        if "adherence" in seen.values:
+            console.print(f"after {step} updates: adherence mIoU {seen.values['adherence']:.3f}", markup=False)
+        return seen
 
-        if launcher.rank == 0 and not finished_updates(folder.path / STATE_FILE):
-            look(network, 0)
-        trained = advance(
-            network,
-            loss,
-            folder=folder.path,
-            schedule=plan.schedule(),
-            peers=peers,
-            accumulate=plan.accumulate,
-            reporter=Watched(tick, tracker, console),
-            probe=look,
-            probe_every=plan.samples_every,
-            log_every=min(50, max(1, plan.updates // 10)),
-        )
-    if launcher.rank == 0:
-        save_control(trained, folder.path, about)
-        folder.finish()
-    launcher.barrier()
+    train(
+        network,
+        verb="control",
+        settings=plan,
+        folder=folder,
+        batches=batches,
+        loss=loss,
+        look=look,
+        save=lambda trained: save_control(trained, folder.path, about),
+        launcher=launcher,
+        console=console,
+    )
 
 
 def save_control(network: "nn.Module", folder: Path, about: Mapping[str, Any]) -> None:
