@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from datagen.adaptation import adherence
+from datagen.adaptation.adapt_plan import load_adapt_plan
 from datagen.adaptation.adherence import Adherence
 from datagen.adaptation.control import control
+from datagen.adaptation.control_plan import ControlPlan, load_control_plan
 from datagen.adaptation.denoising import Denoising
 from datagen.adaptation.loop import stream
 from datagen.adaptation.steering import new_control, steered
@@ -21,13 +27,14 @@ from datagen.adaptation.training_state import STATE_FILE, finished_updates
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, Control
 from datagen.generators.controlnet import Controlnet
 from datagen.model import Model
+from datagen.plan import load_plan
 from datagen.pocket.world import TAXONOMY
 from decoders.checkpoint import load_checkpoint
 from decoders.errors import UserError
 from decoders.labels import LabelSet, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference
 from tests.datagen.made_up import image
-from tests.datagen.toys import write_plan
+from tests.datagen.toys import environment, write_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
@@ -191,3 +198,42 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path, pipelines: Mapping[
     with pytest.raises(UserError, match=r"holds what another plan trained, which differs in: updates \(1 there, 2 in"):
         train(tmp_path, pipelines["sd1"], updates=2)
     assert (tmp_path / "control" / WEIGHTS_FILE).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_control_of_one(tmp_path: Path, pipelines: Mapping[str, Path]):
+    changes: dict[str, Any] = {
+        "batch_size": 4,
+        "updates": 3,
+        "samples_every": 3,
+        "adherence": {"pictures": 1, "steps": 1},
+    }
+    train(tmp_path / "alone", pipelines["sd1"], **changes)
+    plan = write_plan(tmp_path / "plan.yaml", values(tmp_path / "together", pipelines["sd1"], **changes))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
+        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "control", str(plan)),
+    ]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ControlNet of 3 updates") == 1
+    alone, together = (load_file(tmp_path / name / "control" / WEIGHTS_FILE) for name in ("alone", "together"))
+    assert alone.keys() == together.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=2e-3, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", ["control", "game_look", "style_swap"])
+def test_the_configs_are_plans(name: str):
+    file = Path(__file__).parents[2] / f"configs/{name}.yaml"
+    if name == "control":
+        plan = load_control_plan(file)
+        assert set(yaml.safe_load(file.read_text())) | {"begin_with", "accumulate"} == set(ControlPlan.model_fields)
+        assert plan.source.build(seed=0).taxonomy.names == TAXONOMY.names
+    elif name == "game_look":
+        assert load_adapt_plan(file).method == "lora"
+    else:
+        swap = load_plan(file, ["source.rare_classes=null"])  # which would count the classes of 200 scenes
+        recipe = swap.source.build(seed=0).recipe(0)
+        assert recipe.attributes.keys() >= {"source", "crop"}
+        assert swap.generator.kind == "controlnet"
