@@ -23,7 +23,7 @@ ABOUT_FILE = "control.json"
 """Beside the weights that `datagen control` writes: what the ControlNet was trained to be shown."""
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _WEIGHTS = (WEIGHTS_FILE, "diffusion_pytorch_model.fp16.safetensors")
-_DOWNLOADS = ("config.json", *_WEIGHTS)
+_DOWNLOADS = ("config.json", ABOUT_FILE, *_WEIGHTS)
 
 
 class Control(Settings):

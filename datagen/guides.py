@@ -1,12 +1,26 @@
-"""Guides at other sizes; labels are never blended."""
+"""Guides of recipes, also at other sizes; labels are never blended."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from datagen.records import Guide
+from datagen.records import Guide, Recipe
+from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label
 from decoders.resizing import Size, resize_image, resize_label
+
+
+def guide_of(recipe: Recipe) -> Guide:
+    """The guide of a recipe that must have one.
+
+    Raises:
+        UserError: it has none.
+    """
+    if recipe.guide is None:
+        raise UserError(
+            f"recipe {recipe.id} brings no geometry, expected a guide; use a source that has one, such as layouts"
+        )
+    return recipe.guide
 
 
 def resize_guide(guide: Guide, size: Size) -> Guide:

@@ -12,10 +12,11 @@ from datagen.adaptation.training import Look
 from datagen.controls import Control
 from datagen.files import encode_png
 from datagen.generators.controlnet import Controlnet
+from datagen.guides import guide_of
 from datagen.labellers.decoded import Decoded
 from datagen.labellers.inherited import translation
 from datagen.model import Model
-from datagen.records import Guide, Recipe
+from datagen.records import Recipe
 from decoders.files import write_atomic
 from decoders.labels import Taxonomy, categorical, semantic_ids, semantic_map
 from decoders.tasks.semantic import SemanticScore
@@ -89,12 +90,3 @@ class Adherence:
         if len(originals) == len(guides):
             rows.insert(0, originals)
         return np.concatenate([np.concatenate(row, axis=1) for row in rows])
-
-
-def guide_of(recipe: Recipe) -> Guide:
-    """Raises:
-    ValueError: the recipe has no guide.
-    """
-    if recipe.guide is None:
-        raise ValueError(f"recipe {recipe.id} has no guide")
-    return recipe.guide

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from datagen.adaptation.control_plan import ControlPlan, load_control_plan
 from datagen.adaptation.tracking import check_tracker
-from datagen.adaptation.training_folder import TrainingFolder
+from datagen.adaptation.training_folder import LOG_FILE, TrainingFolder
 from datagen.conditions import Condition
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest
 from datagen.files import write_json
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _INPUTS = frozenset({"control", "model", "begin_with", "source", "adherence"})
 """Keys whose contents stand in the identity, or that do not decide the result."""
-LOG_FILE = "log.jsonl"
 _SO_FAR = "so_far"
 """Folder of the ControlNet as it was at the last look, which can be used already."""
 _FAR = 10**6

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datagen.adaptation.training_folder import LOG_FILE
 from datagen.adaptation.training_state import STATE_FILE, TrainingState
 from datagen.interruption import stop_signals
 from decoders.errors import UserError
 from decoders.peers import ALONE, Peers, average_gradients
-
-LOG_FILE = "log.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

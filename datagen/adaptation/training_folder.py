@@ -7,6 +7,9 @@ from typing import Any
 from datagen.files import read_json, write_json
 from decoders.errors import UserError
 
+LOG_FILE = "log.jsonl"
+"""In the folder: what happened, a line for each look and every few updates."""
+
 
 class TrainingFolder:
     """Holds the plan's identity from the first update on, a checkpoint while it trains, and its result at the end."""

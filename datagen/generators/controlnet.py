@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 
 from datagen.controls import Control, Fusion, LocatedControl, locate_controls
 from datagen.generators.stable_diffusion import LongPrompts, Scheduler, StableDiffusion
-from datagen.guides import pad_guide, resize_guide
+from datagen.guides import guide_of, pad_guide, resize_guide
 from datagen.model import Model
 from datagen.plugins import HOLDS_PATHS
 from datagen.randomness import seed_for
@@ -92,7 +92,7 @@ class Controlnet(StableDiffusion):
         Raises:
             UserError: a recipe has no guide, guides differ in size, or as `StableDiffusion.render`.
         """
-        native = [_guide(recipe) for recipe in recipes]
+        native = [guide_of(recipe) for recipe in recipes]
         height, width = _common_size(native)
         size = (self._padded(height), self._padded(width))
         guides = [pad_guide(guide, size) for guide in native]
@@ -201,14 +201,6 @@ def _common_size(guides: Sequence[Guide]) -> Size:
             "apart, or let the source bring them to one: its `height` and `width`"
         )
     return sizes.pop()
-
-
-def _guide(recipe: Recipe) -> Guide:
-    if recipe.guide is None:
-        raise UserError(
-            f"recipe {recipe.id} brings no geometry, expected a guide; use a source that has one, such as layouts"
-        )
-    return recipe.guide
 
 
 def _pictures(guides: Sequence[Guide]) -> Float32[np.ndarray, "batch height width 3"]:

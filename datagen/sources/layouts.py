@@ -1,6 +1,5 @@
 """Labels of a dataset as layouts of new pictures: the labels stay, the prompt gives another look."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from random import Random
@@ -10,6 +9,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, MinLen
 
 from datagen.datasets import AnnotatedImages, data_digest
+from datagen.guides import resize_guide
 from datagen.plugins import OneOf
 from datagen.randomness import choose, seed_for
 from datagen.rare_classes import Anchors, RareClasses, cached_counts, crop_around
@@ -19,7 +19,7 @@ from datagen.sources import sample_id
 from datagen.sources._guided import GuidedRecipes
 from datagen.sources.templates import Phrases
 from decoders.labels import AnnotatedImage, InstanceSet, Label, semantic_ids
-from decoders.resizing import Size, inside, resize_image, resize_label
+from decoders.resizing import Size, inside
 
 
 class Layouts:
@@ -126,13 +126,9 @@ class Layouts:
         origin = {"source": picture.name, "crop": f"{top},{left},{height},{width}", "scale": f"{scale:g}"}
         if anchor:
             origin["anchor"] = self.taxonomy.names[anchor - 1]
-        image = resize_image(picture.image[window].copy(), size)
-        return Guide(labels=_cut_labels(picture.labels, window, size), image=image), origin
-
-
-def _cut_labels(labels: Mapping[str, Label], window: tuple[slice, slice], size: Size) -> dict[str, Label]:
-    """The part of labels within a window, at a size; depths stay as they are, objects without a pixel go."""
-    return {name: _present(resize_label(_within(label, window), size)) for name, label in labels.items()}
+        parts = {name: _within(label, window) for name, label in picture.labels.items()}
+        cut = resize_guide(Guide(labels=parts, image=picture.image[window].copy()), size)
+        return replace(cut, labels={name: _present(label) for name, label in cut.labels.items()}), origin
 
 
 def _within(label: Label, window: tuple[slice, slice]) -> Label:
