@@ -84,7 +84,7 @@ class FitPlan(Settings):
     data: Annotated[Part, PlainValidator(partial(_dataset, "data"))]
     """The few annotated pictures."""
     validation: Annotated[Part | None, PlainValidator(partial(_dataset, "validation"))] = None
-    """Others, to measure the reader on. What it leaves out is as in `data`, unless it is of another kind."""
+    """Others, to measure the reader on. What it leaves out is as in `data`, unless it has another format."""
 
 
 def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
@@ -98,7 +98,7 @@ def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
     if (
         isinstance(data, dict)
         and isinstance(validation, dict)
-        and validation.get("kind", data.get("kind")) == data.get("kind")
+        and validation.get("format", data.get("format")) == data.get("format")
     ):
         values["validation"] = data | validation
     return check(FitPlan, values)

@@ -9,6 +9,8 @@ Ge(1)]` bounds a number. Arguments with the names below are no settings; the fac
     taxonomy    Taxonomy     the classes of the labels                         all but exporters and datasets
     model       Model        the plan's checkpoint, loaded on first use        conditions, generators, labellers
 
+Of a dataset, the word is `format`: `data: {format: coco, root: photos}`.
+
 A source that brings labels has a `taxonomy` of its own, which is then what the other parts are given; else it is the
 labeller's. A part may hold another one: `data: Annotated[AnnotatedImages, OneOf("datasets", at="source.data")]`.
 
@@ -47,6 +49,11 @@ GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
         "datasets": (),
     }
 )
+
+
+def word_for_kind(group: Group) -> str:
+    """The key under which a plan names the plug-in; everybody says that a dataset has a format."""
+    return "format" if group == "datasets" else "kind"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +100,7 @@ class Part:
 
     def to_json(self) -> dict[str, Any]:
         """Kind and settings as plain JSON values, defaults included."""
-        return {"kind": self.kind, **self.settings.model_dump(mode="json")}
+        return {word_for_kind(self.group): self.kind, **self.settings.model_dump(mode="json")}
 
     @property
     def path_settings(self) -> frozenset[str]:
@@ -144,23 +151,25 @@ def choose_part(group: Group, values: Any, *, at: str) -> Part:
     Raises:
         UserError: unknown kind, unknown key, wrong type: names the full key, what was found and what was expected.
     """
-    values = {"kind": values} if isinstance(values, str) else values
-    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+    word = word_for_kind(group)
+    values = {word: values} if isinstance(values, str) else values
+    if not isinstance(values, dict) or not isinstance(values.get(word), str):
         raise UserError(
-            f"{at}: found {values!r}, expected `kind:` and its settings; known kinds: {listed(kinds(group))}"
+            f"{at}: found {values!r}, expected `{word}:` and its settings; known {word}s: {listed(kinds(group))}"
         )
-    settings = {name: value for name, value in values.items() if name != "kind"}
-    factory = find(group, values["kind"], at=f"{at}.kind")
+    settings = {name: value for name, value in values.items() if name != word}
+    factory = find(group, values[word], at=f"{at}.{word}")
     schema = settings_model(factory, given=GIVEN[group])
-    checked = check(schema, settings, at=at, extra_keys=["kind"])
-    return Part(group=group, kind=values["kind"], factory=factory, settings=checked, at=at)
+    checked = check(schema, settings, at=at, extra_keys=[word])
+    return Part(group=group, kind=values[word], factory=factory, settings=checked, at=at)
 
 
 def find(group: Group, kind: str, *, at: str) -> type[Any]:
     """The class behind a kind; the project's own come first, so that nobody replaces one unseen."""
     known = dict(_known(group))
     if kind not in known:
-        raise UserError(f"{at}: unknown kind {kind!r}{nearest(kind, known) or ';'} known kinds: {listed(known)}")
+        word = word_for_kind(group)
+        raise UserError(f"{at}: unknown {word} {kind!r}{nearest(kind, known) or ';'} known {word}s: {listed(known)}")
     return known[kind]()
 
 

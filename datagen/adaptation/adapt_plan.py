@@ -56,7 +56,7 @@ def load_adapt_plan(path: Path, overrides: Iterable[str] = ()) -> AdaptPlan:
         found = "neither" if plan.images is None else "both"
         raise UserError(
             f"found {found} of `images` and `data`, expected one: a folder of pictures under `images`, or a dataset "
-            "(`kind:` and its settings) under `data`"
+            "(`format:` and its settings) under `data`"
         )
     if plan.method == "full" and "rank" in plan.model_fields_set:
         raise UserError("found `rank` beside `method: full`, which has none; remove it, or take `method: lora`")

@@ -1,4 +1,4 @@
-"""Datasets read a user's annotated pictures, one when it is asked for: file name = kind, CamelCase = class.
+"""Datasets read a user's annotated pictures, one when it is asked for: file name = format, CamelCase = class.
 
 Settings are keyword-only arguments. A constructor lists the files and checks what needs no picture.
 """

@@ -209,7 +209,7 @@ def test_samples_are_drawn_from_the_same_noise_and_curves_are_kept(
     ("changes", "message"),
     [
         (lambda _: {"images": None}, "found neither of `images` and `data`, expected one"),
-        (lambda _: {"data": {"kind": "pocket_scenes"}}, "found both of `images` and `data`"),
+        (lambda _: {"data": {"format": "pocket_scenes"}}, "found both of `images` and `data`"),
         (lambda _: {"rank": 0}, "rank: found 0, expected greater than or equal to 1"),
         (lambda _: {"rank": 4, "method": "full"}, "found `rank` beside `method: full`"),
         (lambda _: {"scales": [0.5, 1.5]}, r"scales\.1: found 1\.5, expected less than or equal to 1"),

@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-SCENES = {"kind": "pocket_scenes", "count": 2, "height": 32, "width": 48}
+SCENES = {"format": "pocket_scenes", "count": 2, "height": 32, "width": 48}
 LAYOUTS: dict[str, Any] = {"kind": "layouts", "data": SCENES, "height": 32, "width": 48, "minimum_visible": 60}
 
 

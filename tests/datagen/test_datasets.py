@@ -576,16 +576,16 @@ def test_colors_differ_and_are_not_black():
 def test_a_plan_can_name_each(folder: Path, voc: Path):
     """Through the same settings that a plan goes through: text becomes paths, keys become label ids."""
     values = {
-        "kind": "label_folder",
+        "format": "label_folder",
         "root": str(folder),
         "classes": {"0": "sky", "1": "car", "2": "tree"},
         "void": [9],
     }
     dataset = choose_part("datasets", values, at="data").build()
     assert dataset.taxonomy.category_ids == (1, 2, 3)
-    assert len(choose_part("datasets", {"kind": "voc", "root": str(voc), "split": "val"}, at="data").build()) == 1
+    assert len(choose_part("datasets", {"format": "voc", "root": str(voc), "split": "val"}, at="data").build()) == 1
     with pytest.raises(UserError, match=r"data\.unmarked"):
-        choose_part("datasets", {"kind": "coco", "root": "x", "unmarked": "sky"}, at="data")
+        choose_part("datasets", {"format": "coco", "root": "x", "unmarked": "sky"}, at="data")
 
 
 @pytest.mark.parametrize("kind", [LabelFolder, Voc, Coco])

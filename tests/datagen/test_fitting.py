@@ -51,7 +51,7 @@ def write_plan(file: Path, model: Path, root: Path, **changes: object) -> Path:
         "perceiver": {"timesteps": 20, "phrases": {"road": "a road"}},
         "tasks": {"semantic": {}},
         "decoder": {"width": 16, "fine_width": 8},
-        "data": {"kind": "label_folder", "root": str(root), "classes": CLASSES, "void": [9], "things": ["car"]},
+        "data": {"format": "label_folder", "root": str(root), "classes": CLASSES, "void": [9], "things": ["car"]},
         "fit": {"updates": 12, "batch_size": 2, "views": 2, "evaluations": 2, "cache_gb": 0.5},
     }
     file.write_text(yaml.safe_dump(plan | changes, allow_unicode=True), encoding="utf-8")
@@ -144,7 +144,7 @@ def test_validation_is_as_data_where_it_says_nothing(plan: Path):
         ("fit.updates=many", r"fit.updates: found 'many', expected a valid integer"),
         ("fit.updates=0", r"updates is 0, expected at least 1"),
         ("fit=3", r"fit: found 3, expected keys and values"),
-        ("data.kind=label_foldr", r"data.kind: unknown kind 'label_foldr'; did you mean 'label_folder'\?"),
+        ("data.format=label_foldr", r"data.format: unknown format 'label_foldr'; did you mean 'label_folder'\?"),
         ("data.clases=[]", r"data.clases: unknown key; did you mean 'classes'\?"),
         ("perceiver.timesteps_=1", r"perceiver.timesteps_: unknown key; did you mean 'timesteps'\?"),
         ("perceiver.phrases={roat: street}", r"'roat' is no class; did you mean 'road'\?"),

@@ -217,7 +217,7 @@ def test_a_plan_builds_it_with_its_data():
         "sources",
         {
             "kind": "layouts",
-            "data": {"kind": "pocket_scenes", "count": 1, "height": 32, "width": 32},
+            "data": {"format": "pocket_scenes", "count": 1, "height": 32, "width": 32},
             "height": 24,
             "rare_classes": {"quotas": {"road": 0.5}},
             "prompt": "{classes} in {weather}",
@@ -254,7 +254,7 @@ def test_a_plan_builds_it_with_its_data():
     ],
 )
 def test_mistakes_in_a_plan(settings: dict[str, Any], told: str):
-    values = {"kind": "layouts", "data": {"kind": "pocket_scenes", "count": 1, "height": 16, "width": 16}, **settings}
+    values = {"kind": "layouts", "data": {"format": "pocket_scenes", "count": 1, "height": 16, "width": 16}, **settings}
     with pytest.raises(UserError) as caught:
         choose_part("sources", values, at="source").build(seed=0)
     assert told in str(caught.value)

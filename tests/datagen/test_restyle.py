@@ -48,12 +48,12 @@ def test_pictures_and_labels_can_be_brought_to_a_size():
 
 
 def test_in_a_plan(tmp_path: Path):
-    scenes = {"kind": "pocket_scenes", "count": 2}
+    scenes = {"format": "pocket_scenes", "count": 2}
     part = choose_part("sources", {"kind": "restyle", "data": scenes}, at="source")
     assert part.build(seed=0).taxonomy.names == SCENES.taxonomy.names
     assert "data" in part.path_settings
     with pytest.raises(UserError, match=r"source: words: 'raod' is no class; did you mean 'road'"):
         choose_part("sources", {"kind": "restyle", "data": scenes, "words": {"raod": "x"}}, at="source").build(seed=0)
-    lost = {"kind": "restyle", "data": {"kind": "voc", "root": str(tmp_path / "no")}}
+    lost = {"kind": "restyle", "data": {"format": "voc", "root": str(tmp_path / "no")}}
     with pytest.raises(UserError, match=str(tmp_path / "no")):
         choose_part("sources", lost, at="source").build(seed=0)
