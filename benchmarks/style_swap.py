@@ -1,0 +1,307 @@
+"""Style swap on the pocket world: are label maps kept, does the style move, what does fusion add and cost?
+
+    python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--updates 1200] [--only pictures cost rare]
+
+Source: streets in the game's look, clear, by day; asked for: photo looks, also in fog and snow, at dusk and at night.
+The layouts are scenes of the test seeds, which neither a ControlNet nor the judge has learned from. `swap` is the
+ControlNet that was trained beside the model with the game's LoRA, as `configs/control.yaml` says (it is shipped);
+`no swap` is one trained as long on the same pictures beside the model itself. All draw the same layouts with the same
+prompts from the same noise.
+
+By the judge, a U-Net that learned from scenes of its own seeds and had no part in any of it: `adherence`, its mIoU
+against the layouts, of all classes and of the small ones; and style, the kernel distance (KID x 1000; arXiv 1801.01401)
+in the space of its encoder's channel means to renders of the looks asked for, of the game, and of the withheld look and
+weather, which the model has never seen. `renders`, the same streets rendered in the looks asked for, after the codec,
+show what could be reached.
+
+`cost`: denoiser calls and seconds of a picture with fusion, against DGInStyle's 20 + 20 x 81 guided calls: the same
+code with windows that overlap by 7/8 of which none is left out. `rare`: what crops around rare classes do to the share
+of pictures that show them.
+
+Cost on two slow cores, one thread each: judge, 3,000 updates x 0.9 s, and `no swap`, 1,200 updates x 3 s, one hour
+each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused ones 100 x 15 s, the original's 32 x
+120 s: 2 hours. Every cell resumes by its content hash; contact sheets lie in the cache folder.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from benchmarks.cells import Cell, measure_all
+from benchmarks.readers import MODEL
+from datagen.adaptation import hardware
+from datagen.adaptation.adapt import adapt
+from datagen.adaptation.control import control
+from datagen.controls import Control, Fusion, control_digest
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.files import encode_png
+from datagen.generators import _controlled_unet
+from datagen.generators.controlnet import Controlnet
+from datagen.guides import guide_of
+from datagen.model import Model
+from datagen.pocket import judge, scene_cache, vae, world
+from datagen.pocket.workshop import Workshop
+from datagen.rare_classes import RareClasses
+from datagen.records import Recipe
+from datagen.sources.layouts import Layouts
+from datagen.sources.templates import Phrase
+from decoders.checkpoint import load_checkpoint
+from decoders.features import to_pixels
+from decoders.files import cache_folder, write_atomic
+from decoders.labels import categorical, semantic_ids, semantic_map
+from decoders.references import LoraReference, ModelReference, locate
+from decoders.tasks.semantic import SemanticScore
+
+SMALL = ("pole", "traffic sign", "bicycle", "person")
+STEPS = 25
+GUIDANCE = 3.0
+SHIPPED = "package://datagen.pocket/control"
+GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
+ASKED: Mapping[str, Any] = {"look": ("photo", "film"), "weather": ("clear", "fog", "snow"), "time": ("day", "dusk", "night")}
+WITHHELD: Mapping[str, Any] = {"look": ("dashcam",), "weather": ("rain",), "time": ("day", "dusk", "night")}
+STYLE = {
+    "look": ("a photo", "a film photo"),
+    "weather": ("clear weather", "fog", "snow"),
+    "time": ("by day", "at dusk", "at night"),
+}
+"""The words for `ASKED`."""
+REFERENCES = {"asked": ASKED, "game": GAME, "withheld": WITHHELD}
+REFERENCE_SCENES = 500
+_FIRST_REFERENCE = 10_000
+"""Of the test seeds, far from the layouts."""
+FUSION = Fusion(supersampling=2, overlap=0.5, keep_above=0.08)
+ORIGINAL = Fusion(supersampling=2, overlap=0.875, keep_above=0.08)
+"""Windows of 16 latent cells at steps of 2 over 32 x 32: 81, as those of 64 at steps of 8 over 128 x 128."""
+
+
+def home() -> Path:
+    return cache_folder() / "benchmarks" / "style_swap"
+
+
+def direct_control(updates: int) -> Path:
+    """The ControlNet without swap, trained as the shipped one but on the model as it is."""
+    chosen = [f"updates={updates}", "model.loras=[]", "adherence.reader=null", "adherence.fit=null", "tracker=none"]
+    return control(Path("configs/control.yaml"), home() / f"direct_{updates}", chosen).control
+
+
+def game_look() -> Path:
+    """The file of the LoRA."""
+    return adapt(Path("configs/game_look.yaml"), cache_folder() / "game_look", ["prompts=[]"]).result
+
+
+@cache
+def the_judge(scenes: int, updates: int) -> nn.Module:
+    workshop = Workshop(folder=cache_folder() / "pocket", judge_scenes=scenes, updates={"judge": updates})
+    return workshop.train_judge().eval().requires_grad_(False)
+
+
+class JudgeFeatures(nn.Module):
+    """The mean of each channel of each stage of the judge's encoder: early ones know colours, late ones things."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder = cast(Any, network).encoder
+
+    def forward(self, pictures: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
+        return torch.cat([stage.mean(dim=(2, 3)) for stage in self.encoder(pictures)[1:]], dim=1)
+
+
+def layouts(count: int, *, rare_classes: RareClasses | None = None) -> Sequence[Recipe]:
+    style: Any = {name: tuple(Phrase(text=text) for text in texts) for name, texts in STYLE.items()}
+    source = Layouts(
+        data=PocketScenes(split="test", count=count, **GAME),
+        rare_classes=rare_classes,
+        prompt="{look} of a street in {weather} {time}, {classes}",
+        style=style,
+        seed=0,
+    )
+    return [source.recipe(index) for index in range(count)]
+
+
+@cache
+def reference(name: str) -> UInt8[np.ndarray, "pictures height width 3"]:
+    scenes = PocketScenes(split="test", seed=_FIRST_REFERENCE, count=REFERENCE_SCENES, **REFERENCES[name])
+    return np.stack([scene.image for scene in scenes])
+
+
+def distance(features: nn.Module, pictures: np.ndarray, others: np.ndarray) -> float:
+    """KID x 1000: the mean over 50 subsets of 100 pictures, or of all where there are fewer."""
+    torch.manual_seed(0)
+    metric = KernelInceptionDistance(feature=features, subsets=50, subset_size=min(100, len(pictures)))
+    for images, real in ((pictures, False), (others, True)):
+        for start in range(0, len(images), 32):
+            metric.update(to_pixels(images[start : start + 32], torch.device("cpu")), real=real)
+    return 1000 * float(metric.compute()[0])
+
+
+def judged(network: nn.Module, recipes: Sequence[Recipe], pictures: np.ndarray) -> dict[str, float]:
+    score = SemanticScore(world.TAXONOMY)
+    for recipe, found in zip(recipes, judge.segment(network, pictures), strict=True):
+        score.add(semantic_map(found), categorical(guide_of(recipe).labels))
+    result = score.result()
+    small = [result[f"iou/{name}"] for name in SMALL if f"iou/{name}" in result]
+    features = JudgeFeatures(network)
+    styles = {f"KID to {name}": distance(features, pictures, reference(name)) for name in REFERENCES}
+    ious = {name: value for name, value in result.items() if name.startswith("iou/")}
+    return {"adherence": result["miou"], "small adherence": float(np.mean(small)), **styles, **ious}
+
+
+class Calls:
+    """Counts the guided looks at one latent picture or window that a UNet is asked for."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.rows = 0
+        self._hook = unet.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, _unet: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        del named
+        self.rows += len(arguments[0])
+
+    def close(self) -> float:
+        self._hook.remove()
+        return self.rows / 2
+
+
+def every_window() -> AbstractContextManager[object]:
+    """Look also at windows whose result is overwritten, as the original does."""
+    return mock.patch.object(_controlled_unet, "_is_settled", return_value=False)
+
+
+def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, float]]:
+    """Pictures of a setting, and calls and seconds of one."""
+    setting = cell["setting"]
+    loras = (LoraReference(source=str(game_look())),) if setting == "source model" else ()
+    model = Model(ModelReference(source=MODEL.source, loras=loras))
+    source = str(direct_control(cell["updates"])) if setting == "no swap" else SHIPPED
+    generator = Controlnet(
+        controls=(Control(source=source),),
+        fusion={"fusion": FUSION, "original": ORIGINAL}.get(setting),
+        steps=cell["steps"],
+        guidance=GUIDANCE,
+        scheduler="ddim",
+        model=model,
+        taxonomy=world.TAXONOMY,
+    )
+    calls = Calls(cast(nn.Module, model.checkpoint.unet))
+    begun = time.perf_counter()
+    with every_window() if setting == "original" else nullcontext():
+        parts = [generator.render(recipes[start : start + 4]) for start in range(0, len(recipes), 4)]
+    seconds = time.perf_counter() - begun
+    return np.concatenate(parts), {
+        "calls": calls.close() / len(recipes),
+        "seconds": seconds / len(recipes),
+    }
+
+
+def measure(cell: Cell) -> Mapping[str, Any]:
+    hardware.keep_memory()
+    if cell["part"] == "rare":
+        return measure_rare(cell)
+    recipes = layouts(cell["pictures"])
+    network = the_judge(cell["judge scenes"], cell["judge updates"])
+    if cell["part"] == "renders":
+        return judged(network, recipes, rendered(cell))
+    pictures, costs = draw(cell, recipes)
+    sheet = np.concatenate([_row([_colored(recipe) for recipe in recipes[:8]]), _row(pictures[:8])])
+    write_atomic(home() / f"{cell['setting']}.png", encode_png(sheet))
+    return judged(network, recipes, pictures) | costs
+
+
+def rendered(cell: Cell) -> UInt8[np.ndarray, "pictures height width 3"]:
+    """The streets of the layouts in the looks asked for or in their own, after the model's codec."""
+    scenes = PocketScenes(split="test", count=cell["pictures"], **REFERENCES[cell["setting"]])
+    return vae.reconstruct(load_checkpoint(MODEL).vae, np.stack([scene.image for scene in scenes]))
+
+
+def measure_rare(cell: Cell) -> dict[str, float]:
+    """Share of the layouts that show each small class, taken in turn and around rare classes."""
+    found: dict[str, float] = {}
+    rules = {"in turn": None, "rare": RareClasses()}
+    for name, rule in rules.items():
+        recipes = layouts(cell["pictures"], rare_classes=rule)
+        pixels = [np.bincount(semantic_ids(guide_of(recipe).labels).ravel(), minlength=13) for recipe in recipes]
+        shown = (np.stack(pixels) >= world.VISIBLE_PIXELS).mean(axis=0)
+        found |= {f"{name} {each}": float(shown[world.TAXONOMY.names.index(each) + 1]) for each in (*SMALL, "bus")}
+    return found
+
+
+def _colored(recipe: Recipe) -> UInt8[np.ndarray, "height width 3"]:
+    colors = np.array([(0, 0, 0), *world.TAXONOMY.colors], np.uint8)
+    return colors[semantic_ids(guide_of(recipe).labels)]
+
+
+def _row(pictures: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    return np.concatenate(list(pictures), axis=1)
+
+
+def all_cells(chosen: argparse.Namespace) -> list[Cell]:
+    judged_by = {
+        "judge scenes": chosen.judge_scenes,
+        "judge updates": chosen.judge_updates,
+        "world": scene_cache.world_digest(),
+        "model": load_checkpoint(MODEL).base_digest[:16],
+    }
+    drawn = judged_by | {
+        "control": control_digest(locate(SHIPPED, None, what="ControlNet", files=()))[:16],
+        "updates": chosen.updates,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+    }
+    cells: list[Cell] = [
+        judged_by | {"part": "renders", "setting": name, "pictures": chosen.pictures} for name in ("game", "asked")
+    ]
+    whole = drawn | {"part": "pictures", "pictures": chosen.pictures}
+    cells += [whole | {"setting": name} for name in ("swap", "source model", "no swap")]
+    # What is compared with few pictures has a plain side of as many.
+    for part, counts, settings in (
+        ("pictures", chosen.fused, ("swap", "fusion")),
+        ("cost", chosen.original, ("swap", "fusion", "original")),
+    ):
+        cells += [drawn | {"part": part, "setting": name, "pictures": counts} for name in settings]
+    cells.append({"part": "rare", "pictures": 1000, "world": judged_by["world"]})
+    return [cell for cell in cells if cell["part"] in chosen.only]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ["renders", "pictures", "cost", "rare"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--fused", type=int, default=100, help="pictures drawn with fusion, and again without")
+    parser.add_argument("--original", type=int, default=32, help="pictures drawn as DGInStyle does")
+    parser.add_argument("--updates", type=int, default=1200, help="of the ControlNet without swap")
+    parser.add_argument("--judge-scenes", type=int, default=5000)
+    parser.add_argument("--judge-updates", type=int, default=3000)
+    parser.add_argument("--train-only", choices=["judge", "no swap"], help="make this, and measure nothing")
+    chosen = parser.parse_args()
+    if chosen.train_only == "judge":
+        the_judge(chosen.judge_scenes, chosen.judge_updates)
+    elif chosen.train_only:
+        direct_control(chosen.updates)
+    else:
+        report(measure_all("style_swap", all_cells(chosen), measure))
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        kept = ("adherence", "small adherence", "calls", "seconds")
+        shown = {name: value for name, value in row.items() if name in kept or name.startswith("KID")}
+        if row["part"] == "rare":
+            shown = {name: row[name] for name in row if name.startswith(("in turn", "rare "))}
+        told = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        print(f"{row['part']}, {row.get('setting', '')}, {row['pictures']} pictures: {told}")
+
+
+if __name__ == "__main__":
+    main()
