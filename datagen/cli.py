@@ -202,6 +202,20 @@ def control(
     _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
+@app.command(cls=_WithSettings, epilog="Example: datagen evaluate configs/evaluate.yaml --to runs/worth")
+def evaluate(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train students on real and synthetic pictures and say what the synthetic ones are worth. It can be resumed."""
+    from datagen.evaluation.evaluate import evaluate as run
+
+    _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
+
+
 @app.command(
     cls=_WithSettings,
     epilog="Example: datagen inspect configs/camvid_reader.yaml --to sheet.png --set data.root=photos",

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from datagen.model import ModelSettings
 from datagen.plugins import Part, choose_part, settings_model
-from datagen.settings import Settings, check, read_settings
+from datagen.settings import Settings, check, filled_like, read_settings
 from decoders.errors import UserError
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 
@@ -93,12 +93,4 @@ def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
     Raises:
         UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
     """
-    values = read_settings(path, overrides)
-    data, validation = values.get("data"), values.get("validation")
-    if (
-        isinstance(data, dict)
-        and isinstance(validation, dict)
-        and validation.get("format", data.get("format")) == data.get("format")
-    ):
-        values["validation"] = data | validation
-    return check(FitPlan, values)
+    return check(FitPlan, filled_like(read_settings(path, overrides), "validation", "data"))

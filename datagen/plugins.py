@@ -36,7 +36,7 @@ from pydantic_core import core_schema
 from datagen.settings import Settings, check, listed, nearest
 from decoders.errors import UserError
 
-Group = Literal["sources", "conditions", "generators", "labellers", "filters", "exporters", "datasets"]
+Group = Literal["sources", "conditions", "generators", "labellers", "filters", "exporters", "datasets", "students"]
 
 GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
     {
@@ -47,6 +47,7 @@ GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
         "filters": ("taxonomy",),
         "exporters": (),
         "datasets": (),
+        "students": ("taxonomy",),
     }
 )
 

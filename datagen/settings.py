@@ -134,6 +134,15 @@ def check(
         raise UserError("\n".join(lines)) from None
 
 
+def filled_like(values: dict[str, Any], name: str, like: str) -> dict[str, Any]:
+    """Settings in which the dataset under `name` has what it leaves out from that under `like`, if of one format."""
+    data, other = values.get(like), values.get(name)
+    if not isinstance(data, dict) or not isinstance(other, dict):
+        return values
+    same = other.get("format", data.get("format")) == data.get("format")
+    return values | {name: data | other} if same else values
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'steps'?`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)

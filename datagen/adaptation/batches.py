@@ -64,8 +64,26 @@ class Batch:
     """The rest of the stream that this batch was drawn from, at the same state in all processes."""
 
 
+class Rounds:
+    """Every picture once, in an order of chance, and then again in another."""
+
+    def __init__(self, count: int, *, seed: int) -> None:
+        self._count = count
+        self._seed = seed
+        self._order = lru_cache(2)(self._draw_order)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(round, number of the picture) of a position 0, 1, 2, ..."""
+        turn, place = divmod(position, self._count)
+        return turn, self._order(turn)[place]
+
+    def _draw_order(self, turn: int) -> list[int]:
+        # Another stream than those of the batches: no batch has a negative number, and numpy wants none either.
+        return torch.randperm(self._count, generator=stream(self._seed, 2**32 + turn)).tolist()
+
+
 class PictureBatches:
-    """Batch `number` is a function of its number: every picture once, in an order of chance, and then again."""
+    """Batch `number` is a function of its number."""
 
     def __init__(
         self,
@@ -91,7 +109,7 @@ class PictureBatches:
         self._dropout = caption_dropout
         self._seed = seed
         self._peers = peers
-        self._order = lru_cache(2)(self._draw_order)
+        self._rounds = Rounds(len(pictures), seed=seed)
 
     def __call__(self, number: int) -> Batch:
         """Raises:
@@ -100,7 +118,7 @@ class PictureBatches:
         random = stream(self._seed, number)
         draws: list[list[float]] = torch.rand(self._batch_size, 5, generator=random, dtype=torch.float64).tolist()
         mine = range(self._peers.rank, self._batch_size, self._peers.count)
-        chosen = [self._chosen(number * self._batch_size + place) for place in mine]
+        chosen = [self._rounds.at(number * self._batch_size + place)[1] for place in mine]
         cuts = [
             self._crops.cut(self._pictures.load(index), draws[place]) for index, place in zip(chosen, mine, strict=True)
         ]
@@ -109,14 +127,6 @@ class PictureBatches:
             for index, place in zip(chosen, mine, strict=True)
         ]
         return Batch(pictures=np.stack(cuts), captions=tuple(captions), random=random)
-
-    def _chosen(self, position: int) -> int:
-        epoch, place = divmod(position, len(self._pictures))
-        return self._order(epoch)[place]
-
-    def _draw_order(self, epoch: int) -> list[int]:
-        # Another stream than those of the batches: no batch has a negative number, and numpy wants none either.
-        return torch.randperm(len(self._pictures), generator=stream(self._seed, 2**32 + epoch)).tolist()
 
 
 def check_share(batch_size: int, peers: Peers) -> None:

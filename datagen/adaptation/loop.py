@@ -94,6 +94,7 @@ def advance(
     schedule: Schedule,
     peers: Peers = ALONE,
     accumulate: int = 1,
+    teacher: nn.Module | None = None,
     reporter: Reporter | None = None,
     probe: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     probe_every: int = 1000,
@@ -110,6 +111,8 @@ def advance(
         peers: other processes that train the same module, begun with the same weights. Gradients are averaged, so all
             have the same weights after each update; rank 0 alone writes, tells and probes. Buffers are each one's own.
         accumulate: calls of `loss` for one update, whose mean is minimised.
+        teacher: a module of the same kind that is given the averaged weights before each update, for losses that ask
+            it (Mean Teacher, arXiv 1703.01780).
         reporter: told of progress; prints numbers when None.
         probe: (module with averaged weights, finished updates) -> numbers for the log, called every
             `probe_every` updates and at the end.
@@ -127,6 +130,8 @@ def advance(
     saved = time.monotonic()
     with stop_signals(lambda: log.say("stopping after this update; once more to stop at once")) as stopped:
         while state.step < schedule.updates:
+            if teacher is not None:
+                state.teach(teacher)
             log.add(_update(state, loss, schedule, peers, accumulate))
             last = state.step == schedule.updates
             reporter.update(state.step, schedule.updates)

@@ -61,6 +61,10 @@ class TrainingState:
         finally:
             self._exchange()
 
+    def teach(self, teacher: nn.Module) -> None:
+        """Give another module of the same kind the averaged weights."""
+        _fill(teacher.state_dict(), self._average)
+
     def finish(self) -> nn.Module:
         """The module with the averaged weights for good, frozen and in evaluation mode."""
         _fill(self._current, self._average)

@@ -1,0 +1,80 @@
+"""What is learned from what: every column of a plan as cells, each of which is one training and its measurement."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datagen.evaluation.evaluate_plan import Column, EvaluatePlan, real_slots
+from datagen.files import json_bytes
+from decoders.errors import UserError
+
+_LEARNED = ("size", "views", "batch_size", "learning_rate", "warm_up", "decay", "ema", "threads")
+"""Keys of the plan that decide every cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One training: on how many pictures of which kind, with whose labels, for how long."""
+
+    column: Column
+    real: int
+    """How many of the first real pictures; 0 for none."""
+    synthetic: int
+    updates: int
+    seed: int
+
+    @property
+    def taught(self) -> bool:
+        """Whether synthetic pictures have the labels of the student's own moving average."""
+        return self.column == "teacher"
+
+
+def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int) -> Iterator[Cell]:
+    """Every cell of a plan, seeds outermost: when time runs out, every condition has the same number of them.
+
+    Args:
+        real, synthetic: how many pictures there are.
+
+    Raises:
+        UserError: more pictures are asked for than there are.
+    """
+    reals = _counts(plan.real_counts, real, at="real_counts")
+    synthetics = _counts(plan.synthetic_counts, synthetic, at="synthetic_counts")
+    mixed = plan.mixed_updates or plan.updates
+    for seed in plan.seeds:
+        for column in plan.columns:
+            alone = column in ("real", "real_long")
+            updates = plan.updates if column in ("real", "synthetic") else mixed
+            for of_real in (0,) if column == "synthetic" else reals:
+                for of_synthetic in (0,) if alone else synthetics:
+                    yield Cell(column=column, real=of_real, synthetic=of_synthetic, updates=updates, seed=seed)
+
+
+def _counts(asked: Iterable[int] | None, there: int, *, at: str) -> tuple[int, ...]:
+    counts = (there,) if asked is None else tuple(asked)
+    if max(counts) > there:
+        raise UserError(f"{at}: found {max(counts)}, but there are {there} pictures; take at most so many")
+    return counts
+
+
+def key_of(cell: Cell, plan: EvaluatePlan, digests: Mapping[str, str], student: Mapping[str, Any]) -> str:
+    """Identity of what is learned and measured: of two columns that do the same, one is enough.
+
+    Args:
+        digests: of the datasets `real`, `synthetic` and `test`.
+        student: kind and settings.
+    """
+    decisive: dict[str, Any] = asdict(cell)
+    del decisive["column"]
+    decisive |= {"taught": cell.taught, "student": dict(student), "test": digests["test"]}
+    decisive |= plan.model_dump(mode="json", include=set(_LEARNED))
+    if cell.real:
+        decisive["real digest"] = digests["real"]
+    if cell.synthetic:
+        decisive["synthetic digest"] = digests["synthetic"]
+    if cell.real and cell.synthetic:
+        decisive["real slots"] = real_slots(plan)
+    if cell.taught:
+        decisive["sure_from"] = plan.sure_from
+    return hashlib.sha256(json_bytes(decisive)).hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""A plan of the verb `evaluate`: which student learns from which pictures, and is measured on which."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import field_validator
+
+from datagen.plugins import OneOf, Part
+from datagen.settings import Settings, check, filled_like, read_settings
+from decoders.errors import UserError
+
+Column = Literal["real", "real_long", "synthetic", "both", "teacher"]
+Counts = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+
+
+class ViewSettings(Settings):
+    """How far what a student sees may differ from the plain pictures; as `decoders.augmentation.Augmentation`."""
+
+    zoom: tuple[float, float] = (0.8, 1.6)
+    mirror: bool = True
+    jitter: float = 0.2
+
+
+class EvaluatePlan(Settings):
+    """Paths in it are relative to the current folder, not to the plan's file."""
+
+    evaluation: Path
+    """Where everything goes: every finished cell, the table, the plot."""
+    student: Annotated[Part, OneOf("students", at="student")]
+    real: Annotated[Part, OneOf("datasets", at="real")]
+    """The annotated pictures that there are."""
+    synthetic: Annotated[Part, OneOf("datasets", at="synthetic")]
+    """The dataset whose worth is asked for."""
+    test: Annotated[Part, OneOf("datasets", at="test")]
+    """Real pictures that nobody has learned from. What it leaves out is as in `real`, unless it has another format."""
+    columns: Annotated[tuple[Column, ...], MinLen(1)] = ("real", "real_long", "synthetic", "both", "teacher")
+    """What is learned from: `real` pictures only; the same with as many updates as the mixed columns (`real_long`);
+    `synthetic` only; `both`; and both with the synthetic pictures labelled by the moving average of the student itself
+    (`teacher`; Mean Teacher, arXiv 1703.01780, as SENSE, arXiv 2605.19289, uses it), instead of their own labels."""
+    real_counts: Counts | None = None
+    """So many of the first real pictures, one cell for each; all of them when left out. Labels of synthetic pictures
+    must not be made with more of them than the smallest, or a mixed column knows more than it says."""
+    synthetic_counts: Counts | None = None
+    """So many of the first synthetic pictures; all when left out."""
+    seeds: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2)
+    """Of weights and views; every cell is learned with each. One seed gives no interval."""
+
+    size: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]]
+    """Height and width in pixels of the views that are learned from; test pictures are scaled alike."""
+    views: ViewSettings = ViewSettings()
+    updates: Annotated[int, Ge(1)] = 1000
+    """Of the columns `real` and `synthetic`."""
+    mixed_updates: Annotated[int, Ge(1)] | None = None
+    """Of the others; as `updates` when left out, and then `real_long` is `real`."""
+    batch_size: Annotated[int, Ge(2)] = 8
+    real_share: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """Of a batch of mixed columns, however few the real pictures are."""
+    sure_from: Annotated[float, Ge(0), Le(1)] = 0.95
+    """How sure the teacher must be of what it labels; the rest is void."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    """Of AdamW, at its highest."""
+    warm_up: Annotated[int, Ge(0)] = 50
+    decay: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the updates, at the end, over which the rate falls to zero."""
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.996
+    """Decay of the moving average of the weights, which is measured, and which is the teacher."""
+    threads: Annotated[int, Ge(1)] = 2
+    """CPU threads of each process; another number may change the last digits."""
+
+    @field_validator("columns", "seeds", "real_counts", "synthetic_counts")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError(f"each entry once, not {list(values)}")
+        return values
+
+
+def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePlan:
+    """Read and check a plan, with overrides such as `updates=100` applied; no picture is looked at.
+
+    Raises:
+        UserError: names each wrong key or value in full, and what was expected.
+    """
+    plan = check(EvaluatePlan, filled_like(read_settings(path, overrides), "test", "real"))
+    if real_slots(plan) in (0, plan.batch_size):
+        raise UserError(
+            f"real_share {plan.real_share:g} of a batch_size of {plan.batch_size} leaves no place for "
+            f"{'real' if not real_slots(plan) else 'synthetic'} pictures; take a larger batch, or a share nearer to 0.5"
+        )
+    return plan
+
+
+def real_slots(plan: EvaluatePlan) -> int:
+    """Places of real pictures in a batch of both."""
+    return round(plan.batch_size * plan.real_share)

@@ -1,0 +1,157 @@
+"""What came of an evaluation: a table with intervals, what a synthetic dataset is worth in real pictures, a plot."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from scipy.stats import t as student_t
+
+from datagen.evaluation.columns import Cell
+
+Result = Mapping[str, float]
+CONFIDENCE = 0.95
+_CLASS_MARKS = ("iou/", "ap/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One condition: all cells that differ in their seed alone."""
+
+    column: str
+    real: int
+    synthetic: int
+    updates: int
+    results: Mapping[int, Result]
+    """By seed."""
+
+    @property
+    def name(self) -> str:
+        counts = [f"{self.real} real"] * bool(self.real) + [f"{self.synthetic} synthetic"] * bool(self.synthetic)
+        return f"{self.column}: {' + '.join(counts)}"
+
+    def values(self, figure: str) -> list[float]:
+        return [result[figure] for result in self.results.values() if figure in result]
+
+
+def rows_of(results: Mapping[Cell, Result]) -> list[Row]:
+    groups: dict[tuple[str, int, int, int], dict[int, Result]] = {}
+    for cell, result in results.items():
+        groups.setdefault((cell.column, cell.real, cell.synthetic, cell.updates), {})[cell.seed] = result
+    return [
+        Row(column=column, real=real, synthetic=synthetic, updates=updates, results=by_seed)
+        for (column, real, synthetic, updates), by_seed in groups.items()
+    ]
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Of the 95 % interval of a mean by Student's t; None from fewer than two values."""
+    if len(values) < 2:
+        return None
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float], *, signed: bool = False) -> str:
+    """`0.512 ± 0.020`; without an interval where there is one value."""
+    half = half_width(values)
+    sign = "+" if signed else ""
+    return f"{statistics.fmean(values):{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+
+def break_even(row: Row, real_only: Sequence[Row], figure: str) -> str:
+    """How many real pictures alone give what a condition gives, between measured counts straight in their logarithm."""
+    goal = statistics.fmean(row.values(figure))
+    curve = sorted((other.real, statistics.fmean(other.values(figure))) for other in real_only)
+    if goal < curve[0][1]:
+        return f"fewer than {curve[0][0]}"
+    for (few, low), (many, high) in pairwise(curve):
+        if low <= goal < high:
+            return f"about {round(math.exp(math.log(few) + (goal - low) / (high - low) * math.log(many / few)))}"
+    return f"more than {curve[-1][0]}" if goal > curve[-1][1] else str(curve[-1][0])
+
+
+def differences(row: Row, other: Row, figure: str) -> list[float]:
+    """Seed by seed, since equal seeds share their views and their first weights."""
+    shared = [seed for seed in row.results if seed in other.results]
+    return [row.results[seed][figure] - other.results[seed][figure] for seed in shared]
+
+
+def table(results: Mapping[Cell, Result], headline: str) -> str:
+    """Every condition with all of its figures but those of classes; then gains, break-even counts, and the classes."""
+    rows = rows_of(results)
+    figures = list(dict.fromkeys(name for row in rows for result in row.results.values() for name in result))
+    plain = [name for name in figures if not any(mark in name for mark in _CLASS_MARKS)]
+    seeds = max(len(row.results) for row in rows)
+    said = f"{seeds} seeds, mean ± half of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals"
+    lines = [said, "", *_grid(rows, [headline, *(name for name in plain if name != headline)])]
+    lines += _gains(rows, headline)
+    classes = [name for name in figures if name not in plain]
+    if classes:
+        lines += ["", "classes", *_grid(rows, classes, head=lambda name: name.split("/", 1)[1])]
+    return "\n".join(lines)
+
+
+def _grid(rows: Sequence[Row], figures: Sequence[str], head: Callable[[str], str] = str) -> list[str]:
+    """A line for each figure, a column for each condition."""
+    cells = [["", *(row.name for row in rows)], ["updates", *(str(row.updates) for row in rows)]]
+    for name in figures:
+        values = [row.values(name) for row in rows]
+        cells.append([head(name), *(interval(found) if found else "-" for found in values)])
+    widths = [max(len(line[place]) for line in cells) for place in range(len(rows) + 1)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _gains(rows: Sequence[Row], headline: str) -> list[str]:
+    """What synthetic pictures add to real ones trained on as long, and how many real pictures they stand for."""
+    alone = [row for row in rows if row.column in ("real", "real_long")]
+    told: list[str] = []
+    for row in rows:
+        equal = [other for other in alone if other.real == row.real and other.updates == row.updates]
+        if row.synthetic and row.real and equal:
+            gain = differences(row, equal[0], headline)
+            told.append(f"{row.name}: {interval(gain, signed=True)} {headline} against as many updates on real alone")
+    curve = {row.real: row for row in alone if row.column == "real"}
+    if len(curve) > 1:
+        told += [
+            f"{row.name}: worth {break_even(row, list(curve.values()), headline)} real pictures"
+            for row in rows
+            if row.synthetic
+        ]
+    return ["", *told] if told else []
+
+
+def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:
+    """The headline against the number of real pictures, a line for each column and count of synthetic ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=120)
+    rows = [row for row in rows_of(results) if row.values(headline)]
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.column + (f", {row.synthetic} synthetic" if row.synthetic else ""), []).append(row)
+    for name, members in lines.items():
+        means = [statistics.fmean(row.values(headline)) for row in members]
+        bars = [half_width(row.values(headline)) or 0.0 for row in members]
+        if members[0].real:
+            axes.errorbar([row.real for row in members], means, yerr=bars, marker="o", capsize=3, label=name)
+        else:
+            axes.axhline(means[0], linestyle="--", color="tab:gray", label=name)
+            axes.axhspan(means[0] - bars[0], means[0] + bars[0], color="tab:gray", alpha=0.15)
+    counts = sorted({row.real for row in rows if row.real})
+    if counts:
+        axes.set_xscale("log")
+        axes.set_xticks(counts, labels=[str(count) for count in counts])
+        axes.minorticks_off()
+    axes.set_xlabel("annotated real pictures")
+    axes.set_ylabel(f"{headline} on real test pictures")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(to, metadata={"Software": None})
+    pyplot.close(figure)

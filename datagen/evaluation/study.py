@@ -1,0 +1,147 @@
+"""What a student looks at: batches of views of real and synthetic pictures, and test pictures at the same scale."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from datagen.adaptation.batches import Rounds
+from datagen.datasets import AnnotatedImages
+from decoders.augmentation import Augmentation, make_view
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, InstanceSet, LabelSet
+from decoders.resizing import Size, resize_image, resize_label, working_size
+
+_MEMORY = 2 * 2**30
+"""Bytes of pictures and labels kept, so that small datasets are read once."""
+
+
+class Kept:
+    """The first pictures of a dataset with the labels that are learned from; those used last stay in memory."""
+
+    def __init__(self, data: AnnotatedImages, *, labels: Sequence[str], memory: int = _MEMORY) -> None:
+        self._data = data
+        self._labels = labels
+        self._memory = memory
+        self._held: OrderedDict[int, AnnotatedImage] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()  # the next batch is made in another thread than the teacher's
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        """Raises:
+        UserError: a label that is learned from is missing.
+        """
+        with self._lock:
+            if index in self._held:
+                self._held.move_to_end(index)
+                return self._held[index]
+            picture = self._data[index]
+            if missing := [name for name in self._labels if name not in picture.labels]:
+                raise UserError(
+                    f"picture {picture.name} has no label {missing[0]!r}, only {', '.join(sorted(picture.labels))}; "
+                    "take a student that learns from these, or a dataset that has it"
+                )
+            picture = replace(picture, labels={name: picture.labels[name] for name in self._labels})
+            self._held[index] = picture
+            self._bytes += _bytes(picture)
+            while self._bytes > self._memory and len(self._held) > 1:
+                _, dropped = self._held.popitem(last=False)
+                self._bytes -= _bytes(dropped)
+            return picture
+
+
+def _bytes(picture: AnnotatedImage) -> int:
+    total = picture.image.nbytes
+    for label in picture.labels.values():
+        total += label.masks.nbytes if isinstance(label, InstanceSet) else label.values.nbytes + 5 * label.valid.nbytes
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyBatch:
+    """Views side by side: those of real pictures first."""
+
+    pictures: Float[Tensor, "batch 3 height width"]
+    """0..1."""
+    labels: Sequence[LabelSet]
+    weak: Float[Tensor, "synthetic 3 height width"] | None
+    """The synthetic ones again in their own colours, for a teacher."""
+
+
+class Study:
+    """Batch `number` is a function of its number."""
+
+    def __init__(
+        self,
+        pools: Sequence[tuple[Kept, int, int]],
+        *,
+        size: Size,
+        augmentation: Augmentation,
+        weak: bool,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            pools: pictures, how many of the first of them are used, and how many of each batch they are.
+            weak: whether a teacher looks at the last pool, too.
+        """
+        self._pools = pools
+        self._rounds = [Rounds(count, seed=seed + place) for place, (_, count, _) in enumerate(pools)]
+        self._size = size
+        self._augmentation = augmentation
+        self._plain = replace(augmentation, jitter=0.0)
+        self._weak = weak
+        self._seed = seed
+
+    def __call__(self, number: int) -> StudyBatch:
+        """Raises:
+        UserError: a picture cannot be read, or has no such label.
+        """
+        views: list[AnnotatedImage] = []
+        plain: list[AnnotatedImage] = []
+        for place, (pictures, _, share) in enumerate(self._pools):
+            for slot in range(share):
+                turn, index = self._rounds[place].at(number * share + slot)
+                views.append(self._view(pictures[index], turn, (place, index), self._augmentation))
+                if self._weak and place == len(self._pools) - 1:
+                    plain.append(
+                        self._view(pictures[index], turn, (place, index), replace(self._augmentation, jitter=0.0))
+                    )
+        return StudyBatch(
+            pictures=as_tensor([view.image for view in views]),
+            labels=[view.labels for view in views],
+            weak=as_tensor([view.image for view in plain]) if plain else None,
+        )
+
+    def _view(
+        self, picture: AnnotatedImage, turn: int, identity: tuple[int, int], augmentation: Augmentation
+    ) -> AnnotatedImage:
+        """Another view in each round, which without jitter differs in its colours only."""
+        seed = (self._seed, *identity)
+        return make_view(picture, view=turn + 1, size=self._size, augmentation=augmentation, seed=seed)
+
+
+def as_tensor(images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "batch 3 height width"]:
+    """0..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def shown(picture: AnnotatedImage, size: Size, multiple: int) -> Float[Tensor, "1 3 height width"]:
+    """A whole picture, its short side as long as that of the views: the scale at which depths are what they say."""
+    height, width = picture.image.shape[:2]
+    scaled = working_size((height, width), short_side=min(size), multiple=multiple)
+    return as_tensor([resize_image(picture.image, scaled)])
+
+
+def at_native_size(labels: LabelSet, picture: AnnotatedImage) -> LabelSet:
+    """What was said of a picture, in its own pixels."""
+    height, width = picture.image.shape[:2]
+    return {name: resize_label(label, (height, width)) for name, label in labels.items()}

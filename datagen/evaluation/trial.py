@@ -1,0 +1,122 @@
+"""One cell: a student learns from its pictures and is measured on those of the test."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from datagen.adaptation.batches import Ahead
+from datagen.adaptation.loop import Reporter, Schedule, advance
+from datagen.adaptation.tracking import Tracker, Watched
+from datagen.adaptation.training_state import STATE_FILE
+from datagen.evaluation.boundaries import BoundaryErrors
+from datagen.evaluation.columns import Cell
+from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
+from datagen.evaluation.study import Kept, Study, StudyBatch, at_native_size, shown
+from datagen.meter import Tick, meter
+from datagen.students import Student
+from decoders.augmentation import Augmentation
+from decoders.labels import LabelSet, without_unsure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What the cells of a plan share, each dataset read into memory once."""
+
+    student: Student
+    real: Kept
+    synthetic: Kept
+    test: Kept
+    device: str
+
+
+def run(cell: Cell, plan: EvaluatePlan, material: Material, *, folder: Path, console: Console) -> Mapping[str, float]:
+    """Train and measure; what an interrupted training has learned is found again in the folder.
+
+    Raises:
+        UserError: a picture cannot be read or lacks a label, or the loss is not finite.
+        KeyboardInterrupt: stopped by a signal, after the update at hand was saved.
+    """
+    torch.set_num_threads(plan.threads)
+    with meter("learn", console=console) as learned:
+        reporter = Watched(learned, Tracker(None), console)
+        network = _train(cell, plan, material, folder, reporter)
+    with meter("measure", console=console) as measured:
+        result = _measure(network, plan, material, measured)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, reporter: Reporter) -> nn.Module:
+    student = material.student
+    torch.manual_seed(cell.seed)
+    network = student.build().to(material.device)
+    teacher = copy.deepcopy(network).requires_grad_(False).eval() if cell.taught else None
+    study = Study(
+        _pools(cell, plan, material),
+        size=plan.size,
+        augmentation=Augmentation(**plan.views.model_dump()),
+        weak=cell.taught,
+        seed=cell.seed,
+    )
+
+    def loss(batch: StudyBatch) -> Mapping[str, Tensor]:
+        labels = list(batch.labels)
+        if teacher is not None and batch.weak is not None:
+            taught = student.read(teacher, batch.weak.to(material.device))
+            labels[-len(taught) :] = [_without_doubt(each, plan.sure_from) for each in taught]
+        return {"loss": student.loss(network, batch.pictures.to(material.device), labels)}
+
+    schedule = Schedule(
+        updates=cell.updates,
+        peak_rate=plan.learning_rate,
+        warm_up=plan.warm_up,
+        decay_share=plan.decay,
+        average_decay=plan.ema,
+    )
+    with Ahead(study) as batch_of:
+        return advance(
+            network,
+            lambda number: loss(batch_of(number)),
+            folder=folder,
+            schedule=schedule,
+            teacher=teacher,
+            reporter=reporter,
+        )
+
+
+def _pools(cell: Cell, plan: EvaluatePlan, material: Material) -> Sequence[tuple[Kept, int, int]]:
+    if not cell.synthetic:
+        return [(material.real, cell.real, plan.batch_size)]
+    if not cell.real:
+        return [(material.synthetic, cell.synthetic, plan.batch_size)]
+    share = real_slots(plan)
+    return [(material.real, cell.real, share), (material.synthetic, cell.synthetic, plan.batch_size - share)]
+
+
+def _without_doubt(labels: LabelSet, sure_from: float) -> LabelSet:
+    """What a teacher is sure enough of, to be learned from."""
+    return {name: without_unsure(label, sure_from) for name, label in labels.items()}
+
+
+def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, tick: Tick) -> dict[str, float]:
+    """Figures as `<label> <figure>`, each picture in its own pixels."""
+    student = material.student
+    scores, boundaries = student.scores(), BoundaryErrors()
+    for index in range(len(material.test)):
+        picture = material.test[index]
+        pixels = shown(picture, plan.size, student.size_multiple).to(material.device)
+        found = at_native_size(student.read(network, pixels)[0], picture)
+        for name, score in scores.items():
+            score.add(found[name], picture.labels[name])
+        if "semantic" in scores:
+            boundaries.add(found, picture.labels)
+        tick(index + 1, len(material.test))
+    figures = {name: score.result() for name, score in scores.items()}
+    if "semantic" in scores:
+        figures["semantic"] |= boundaries.result()
+    return {f"{label} {name}": value for label, found in figures.items() for name, value in found.items()}
