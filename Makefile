@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process for each core, eight at most; each file in one of them, as its tests share what is slow to make.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help setup demo test test-slow test-annotators test-full lint format
 .DEFAULT_GOAL := help
@@ -29,10 +31,10 @@ demo: $(STAMP)
 	$(BIN)/datagen generate configs/demo.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m 'slow and not real_size' --timeout 900
+	$(BIN)/pytest $(PARALLEL) -m 'slow and not real_size' --timeout 900
 
 test-annotators: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[annotators]'

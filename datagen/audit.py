@@ -12,8 +12,7 @@ from rich.console import Console
 from datagen.meter import meter
 from datagen.runs import open_run
 from datagen.shards import StoredSample
-from decoders.errors import UserError
-from decoders.labels import LabelSet, Taxonomy, classes_in, semantic_ids
+from decoders.labels import Taxonomy, class_pixels, classes_in
 
 _NO_STYLE = frozenset({"source", "crop", "scale", "anchor"})
 """Attributes that say where a guide was taken from, not how its picture shall look."""
@@ -51,10 +50,10 @@ class Tally:
         self.samples += 1
         self.wanted.update(set(recipe.wanted))
         self.shown.update(classes_in(sample.labels))
-        self.pixels += _pixels(sample.labels, len(self.pixels))
+        self.pixels += class_pixels(sample.labels, len(self.pixels))
         if recipe.guide is not None:
             self.guides += 1
-            self.guide_pixels += _pixels(recipe.guide.labels, len(self.guide_pixels))
+            self.guide_pixels += class_pixels(recipe.guide.labels, len(self.guide_pixels))
         for name, value in recipe.attributes.items():
             if name == "anchor":
                 self.anchors[value] += 1
@@ -148,14 +147,6 @@ def audit(run: Path, *, console: Console | None = None) -> Audit:
                     found.accepted.add(sample)
                 tick(found.made.samples, total)
     return found
-
-
-def _pixels(labels: LabelSet, ids: int) -> Int64[np.ndarray, " ids"]:
-    """Pixels of each semantic id in the class map, void as 0; none at all where there is no such map."""
-    try:
-        return np.bincount(semantic_ids(labels).ravel(), minlength=ids)
-    except UserError:  # a run may have other labels only
-        return np.zeros(ids, np.int64)
 
 
 def _shares(pixels: Int64[np.ndarray, " ids"]) -> list[str]:

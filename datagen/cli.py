@@ -216,6 +216,21 @@ def evaluate(
     _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
+@app.command(epilog="Example: datagen compare runs/demo/exports/coco scenes --to likeness.json")
+def compare(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="COCO dataset, such as the export of a run.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="COCO dataset of what it should be like.")],
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE.json", help="The figures, to be read on.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Diffusion model whose features are the space that distances are measured in.")
+    ] = "package://datagen.pocket/weights",
+) -> None:
+    """Say how a dataset differs from another: distance, precision, recall, copies, objects and class shares."""
+    from datagen.evaluation.compare import compare as run
+
+    _out.print(str(run(dataset, reference, model=model, to=to, console=_err)), markup=False)
+
+
 @app.command(
     cls=_WithSettings,
     epilog="Example: datagen inspect configs/camvid_reader.yaml --to sheet.png --set data.root=photos",

@@ -280,6 +280,14 @@ def semantic_ids(labels: LabelSet) -> UInt8[np.ndarray, "height width"]:
     return np.where(label.valid, label.values[..., 0], 0).astype(np.uint8)
 
 
+def class_pixels(labels: LabelSet, ids: int) -> Int64[np.ndarray, " ids"]:
+    """Pixels of each semantic id 0 .. ids - 1 in the class map, void as 0; none at all where there is no such map."""
+    try:
+        return np.bincount(semantic_ids(labels).ravel(), minlength=ids)
+    except UserError:
+        return np.zeros(ids, np.int64)
+
+
 def classes_in(labels: LabelSet) -> frozenset[int]:
     """Semantic ids that a picture shows: those of its class maps and of its single objects."""
     found: set[int] = set()

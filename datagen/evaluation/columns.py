@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from datagen.evaluation.apart import Survey
 from datagen.evaluation.evaluate_plan import Column, EvaluatePlan, real_slots
 from datagen.files import json_bytes
 from decoders.errors import UserError
@@ -58,21 +59,21 @@ def _counts(asked: Iterable[int] | None, there: int, *, at: str) -> tuple[int, .
     return counts
 
 
-def key_of(cell: Cell, plan: EvaluatePlan, digests: Mapping[str, str], student: Mapping[str, Any]) -> str:
+def key_of(cell: Cell, plan: EvaluatePlan, surveys: Mapping[str, Survey], student: Mapping[str, Any]) -> str:
     """Identity of what is learned and measured: of two columns that do the same, one is enough.
 
     Args:
-        digests: of the datasets `real`, `synthetic` and `test`.
+        surveys: of the datasets `real`, `synthetic` and `test`.
         student: kind and settings.
     """
     decisive: dict[str, Any] = asdict(cell)
     del decisive["column"]
-    decisive |= {"taught": cell.taught, "student": dict(student), "test": digests["test"]}
+    decisive |= {"taught": cell.taught, "student": dict(student), "test": surveys["test"].digest}
     decisive |= plan.model_dump(mode="json", include=set(_LEARNED))
     if cell.real:
-        decisive["real digest"] = digests["real"]
+        decisive["real digest"] = surveys["real"].digest
     if cell.synthetic:
-        decisive["synthetic digest"] = digests["synthetic"]
+        decisive["synthetic digest"] = surveys["synthetic"].digest
     if cell.real and cell.synthetic:
         decisive["real slots"] = real_slots(plan)
     if cell.taught:

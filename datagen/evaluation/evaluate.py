@@ -3,7 +3,7 @@
 <evaluation>/
   plan.yaml          the plan as it was understood
   cells/<key>.json   what was measured, by all that decides it; <key>/ while it is in training
-  apart/             hashes of pictures, so that test pictures found elsewhere are refused
+  surveys/           hashes of pictures, so that test pictures found elsewhere are refused
   results.json  table.txt  plot.png
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from datagen.evaluation.apart import check_apart, check_classes_agree
+from datagen.evaluation.apart import check_apart, check_classes_agree, never_shown, survey
 from datagen.evaluation.columns import Cell, cells_of, key_of
 from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
 from datagen.files import read_json, write_json
@@ -79,12 +79,17 @@ def evaluate(
     student = checked.student.build(taxonomy=test.taxonomy)
     cells = list(cells_of(checked, real=len(pools["real"]), synthetic=len(pools["synthetic"])))
     if launcher.rank:
-        launcher.barrier()  # what the first process compares is remembered
-    digests = check_apart(test, pools, folder=folder / "apart", console=console)
+        launcher.barrier()  # what the first process finds is remembered
+    surveys = {
+        name: survey(data, folder=folder / "surveys", console=console) for name, data in {**pools, "test": test}.items()
+    }
     if launcher.rank == 0:
         write_atomic(folder / "plan.yaml", _as_yaml(checked).encode())
         launcher.barrier()
-    keys = {cell: key_of(cell, checked, digests, checked.student.to_json()) for cell in cells}
+    check_apart(surveys)
+    for warning in never_shown(surveys, test.taxonomy):
+        console.print(warning, markup=False)
+    keys = {cell: key_of(cell, checked, surveys, checked.student.to_json()) for cell in cells}
     missing = [key for key in dict.fromkeys(keys.values()) if not _file(folder, key).exists()]
     launcher.barrier()  # nobody measures before everybody knows what is missing
     if missing:
@@ -103,6 +108,7 @@ def _measure(
     launcher: Launcher,
     console: Console,
 ) -> None:
+    from datagen.evaluation.report import told_counts
     from datagen.evaluation.study import Kept
     from datagen.evaluation.trial import Material, run
 
@@ -112,14 +118,13 @@ def _measure(
     mine = missing[launcher.rank :: launcher.world]
     for place, key in enumerate(mine):
         cell = first[key]
-        console.print(f"cell {place + 1} of {len(mine)}: {_told(cell)}", markup=False)
+        console.print(
+            f"cell {place + 1} of {len(mine)}: {cell.column}, {told_counts(cell.real, cell.synthetic)}, "
+            f"{cell.updates} updates, seed {cell.seed}",
+            markup=False,
+        )
         result = run(cell, plan, material, folder=folder / "cells" / key, console=console)
         write_json(_file(folder, key), {"cell": asdict(cell), "measured": dict(result)})
-
-
-def _told(cell: Cell) -> str:
-    counts = [f"{cell.real} real"] * bool(cell.real) + [f"{cell.synthetic} synthetic"] * bool(cell.synthetic)
-    return f"{cell.column}, {' + '.join(counts)}, seed {cell.seed}"
 
 
 def _file(folder: Path, key: str) -> Path:

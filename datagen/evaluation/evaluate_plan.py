@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from datagen.plugins import OneOf, Part
 from datagen.settings import Settings, check, filled_like, read_settings
+from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 
 Column = Literal["real", "real_long", "synthetic", "both", "teacher"]
@@ -21,6 +22,12 @@ class ViewSettings(Settings):
     zoom: tuple[float, float] = (0.8, 1.6)
     mirror: bool = True
     jitter: float = 0.2
+
+    def augmentation(self) -> Augmentation:
+        """Raises:
+        UserError: a number is out of range.
+        """
+        return Augmentation(zoom=self.zoom, mirror=self.mirror, jitter=self.jitter)
 
 
 class EvaluatePlan(Settings):
@@ -84,6 +91,10 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
         UserError: names each wrong key or value in full, and what was expected.
     """
     plan = check(EvaluatePlan, filled_like(read_settings(path, overrides), "test", "real"))
+    try:
+        plan.views.augmentation()
+    except UserError as error:
+        raise UserError(f"views: {error}") from None
     if real_slots(plan) in (0, plan.batch_size):
         raise UserError(
             f"real_share {plan.real_share:g} of a batch_size of {plan.batch_size} leaves no place for "

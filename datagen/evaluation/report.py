@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,6 @@ from datagen.evaluation.columns import Cell
 
 Result = Mapping[str, float]
 CONFIDENCE = 0.95
-_CLASS_MARKS = ("iou/", "ap/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +26,16 @@ class Row:
     results: Mapping[int, Result]
     """By seed."""
 
-    @property
-    def name(self) -> str:
-        counts = [f"{self.real} real"] * bool(self.real) + [f"{self.synthetic} synthetic"] * bool(self.synthetic)
-        return f"{self.column}: {' + '.join(counts)}"
+    def __str__(self) -> str:
+        return f"{self.column}: {told_counts(self.real, self.synthetic)}, {self.updates} updates"
 
     def values(self, figure: str) -> list[float]:
         return [result[figure] for result in self.results.values() if figure in result]
+
+
+def told_counts(real: int, synthetic: int) -> str:
+    """`100 real + 64 synthetic`."""
+    return " + ".join([f"{real} real"] * bool(real) + [f"{synthetic} synthetic"] * bool(synthetic))
 
 
 def rows_of(results: Mapping[Cell, Result]) -> list[Row]:
@@ -80,47 +82,44 @@ def differences(row: Row, other: Row, figure: str) -> list[float]:
 
 
 def table(results: Mapping[Cell, Result], headline: str) -> str:
-    """Every condition with all of its figures but those of classes; then gains, break-even counts, and the classes."""
+    """Every condition with its figures; then what synthetic pictures add, and how many real ones they stand for."""
     rows = rows_of(results)
     figures = list(dict.fromkeys(name for row in rows for result in row.results.values() for name in result))
-    plain = [name for name in figures if not any(mark in name for mark in _CLASS_MARKS)]
+    ordered = sorted(figures, key=lambda name: (name != headline, "/" in name))  # those of classes and bands last
     seeds = max(len(row.results) for row in rows)
-    said = f"{seeds} seeds, mean ± half of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals"
-    lines = [said, "", *_grid(rows, [headline, *(name for name in plain if name != headline)])]
-    lines += _gains(rows, headline)
-    classes = [name for name in figures if name not in plain]
-    if classes:
-        lines += ["", "classes", *_grid(rows, classes, head=lambda name: name.split("/", 1)[1])]
-    return "\n".join(lines)
+    said = f"{seeds} seeds: mean ± half of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals"
+    lines = [f"{number}  {row}" for number, row in enumerate(rows, start=1)]
+    return "\n".join([*lines, "", said, *_grid(rows, ordered), *_gains(rows, headline)])
 
 
-def _grid(rows: Sequence[Row], figures: Sequence[str], head: Callable[[str], str] = str) -> list[str]:
-    """A line for each figure, a column for each condition."""
-    cells = [["", *(row.name for row in rows)], ["updates", *(str(row.updates) for row in rows)]]
+def _grid(rows: Sequence[Row], figures: Sequence[str]) -> list[str]:
+    """A line for each figure, a column for each condition by its number."""
+    cells = [["", *(str(number) for number in range(1, len(rows) + 1))]]
     for name in figures:
         values = [row.values(name) for row in rows]
-        cells.append([head(name), *(interval(found) if found else "-" for found in values)])
+        cells.append([name, *(interval(found) if found else "-" for found in values)])
     widths = [max(len(line[place]) for line in cells) for place in range(len(rows) + 1)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
 def _gains(rows: Sequence[Row], headline: str) -> list[str]:
-    """What synthetic pictures add to real ones trained on as long, and how many real pictures they stand for."""
+    """What synthetic pictures add to real ones learned from for as long, and how many real pictures they stand for."""
     alone = [row for row in rows if row.column in ("real", "real_long")]
     told: list[str] = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         equal = [other for other in alone if other.real == row.real and other.updates == row.updates]
         if row.synthetic and row.real and equal:
             gain = differences(row, equal[0], headline)
-            told.append(f"{row.name}: {interval(gain, signed=True)} {headline} against as many updates on real alone")
-    curve = {row.real: row for row in alone if row.column == "real"}
+            against = rows.index(equal[0]) + 1
+            told.append(f"{number} - {against}, as many updates on real pictures alone: {interval(gain, signed=True)}")
+    curve = [row for row in alone if row.column == "real"]
     if len(curve) > 1:
         told += [
-            f"{row.name}: worth {break_even(row, list(curve.values()), headline)} real pictures"
-            for row in rows
+            f"{number} is worth {break_even(row, curve, headline)} real pictures"
+            for number, row in enumerate(rows, start=1)
             if row.synthetic
         ]
-    return ["", *told] if told else []
+    return ["", headline, *told] if told else []
 
 
 def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:

@@ -19,7 +19,6 @@ from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
 from datagen.evaluation.study import Kept, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
 from datagen.students import Student
-from decoders.augmentation import Augmentation
 from decoders.labels import LabelSet, without_unsure
 
 
@@ -59,7 +58,7 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
     study = Study(
         _pools(cell, plan, material),
         size=plan.size,
-        augmentation=Augmentation(**plan.views.model_dump()),
+        augmentation=plan.views.augmentation(),
         weak=cell.taught,
         seed=cell.seed,
     )
@@ -117,6 +116,8 @@ def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, tick: T
             boundaries.add(found, picture.labels)
         tick(index + 1, len(material.test))
     figures = {name: score.result() for name, score in scores.items()}
+    for found in figures.values():
+        found.pop("ece", None)  # how sure students are is not asked
     if "semantic" in scores:
         figures["semantic"] |= boundaries.result()
     return {f"{label} {name}": value for label, found in figures.items() for name, value in found.items()}

@@ -60,7 +60,7 @@ class Detector:
                 weights=None,
                 weights_backbone=ResNet50_Weights.IMAGENET1K_V1 if self._pretrained else None,
                 num_classes=len(self._things) + 1,
-                trainable_backbone_layers=5,
+                trainable_backbone_layers=5 if self._pretrained else None,  # all of them
                 min_size=self._short_side,
                 max_size=4 * self._short_side,
                 box_score_thresh=self._minimum_score,
@@ -75,11 +75,12 @@ class Detector:
     ) -> "Float[Tensor, '']":
         import torch
 
-        targets = [self._target(each["instances"], pictures.device) for each in labels]
+        targets = [self.target(each["instances"], pictures.device) for each in labels]
         terms = cast("dict[str, Tensor]", network(list(pictures), targets))
         return torch.stack(list(terms.values())).sum()
 
-    def _target(self, objects: object, device: Any) -> dict[str, "Tensor"]:
+    def target(self, objects: object, device: Any) -> dict[str, "Tensor"]:
+        """What torchvision's loss compares with: `boxes`, `labels` (countable classes from 1) and `masks`."""
         import torch
 
         if not isinstance(objects, InstanceSet):

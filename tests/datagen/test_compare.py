@@ -1,0 +1,95 @@
+"""`datagen compare`: distances between sets of features that are known, and between two datasets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from datagen.datasets.coco import Coco
+from datagen.evaluation.compare import Contents, compare
+from datagen.evaluation.likeness import likeness
+from datagen.files import read_json
+from datagen.pocket.truth import write_scenes
+from decoders.errors import UserError
+from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, semantic_map
+
+
+def draw(count: int, seed: int, *, shift: float = 0.0, spread: float = 1.0, channels: int = 4) -> np.ndarray:
+    return (shift + spread * np.random.default_rng(seed).normal(size=(count, channels))).astype(np.float32)
+
+
+def test_halves_of_one_set_are_alike():
+    found = likeness(draw(200, 0), draw(200, 1))
+    assert abs(found.kid) < 3 * found.kid_deviation + 1
+    assert found.frechet is not None
+    assert found.frechet < 0.2
+    assert found.precision > 0.9
+    assert found.recall > 0.9
+    assert len(found.copies) < 10
+
+
+def test_what_lies_elsewhere_is_far_and_what_varies_less_recalls_less():
+    away = likeness(draw(100, 0, shift=8.0), draw(100, 1))
+    assert away.kid > 1000
+    assert away.frechet == pytest.approx(4 * 64, rel=0.3)  # the squared distance of the means, in its deviations
+    assert away.precision == away.recall == 0
+    assert away.copies == ()
+    narrow = likeness(draw(100, 0, spread=0.2), draw(100, 1))
+    assert narrow.precision == 1
+    assert narrow.recall < 0.5
+
+
+def test_copies_are_found():
+    reference = draw(100, 1)
+    pictures = draw(50, 0)
+    pictures[7] = reference[3] + 1e-4
+    assert 7 in likeness(pictures, reference).copies
+    assert likeness(reference, reference).copies == tuple(range(100))
+
+
+def test_few_pictures_have_no_frechet_distance():
+    assert likeness(draw(20, 0, channels=32), draw(40, 1, channels=32)).frechet is None
+
+
+def test_contents_count_objects_by_their_share():
+    taxonomy = Taxonomy(names=("sky", "car"), is_thing=(False, True), colors=((0, 0, 0), (1, 1, 1)))
+    masks = np.zeros((3, 20, 50), bool)
+    masks[0, 0, 0] = True  # a thousandth
+    masks[1, :10] = True  # half
+    masks[2] = True
+    objects = InstanceSet.collect(list(masks), [2, 2, 2], size=(20, 50), is_crowd=[False, False, True])
+    ids = np.ones((20, 50), np.uint8)
+    ids[:5] = 0
+    ids[5:10] = 2
+    contents = Contents.of(taxonomy)
+    image = np.zeros((20, 50, 3), np.uint8)
+    contents.add(AnnotatedImage(name="a", image=image, labels={"semantic": semantic_map(ids), "instances": objects}))
+    contents.add(AnnotatedImage(name="b", image=image, labels={}))
+    np.testing.assert_allclose(contents.class_shares, [2 / 3, 1 / 3])
+    np.testing.assert_allclose(contents.objects_per_picture, [0.5, 0, 0, 0.5])
+
+
+def test_two_datasets(pipelines: Mapping[str, Path], tmp_path: Path):
+    mine, theirs = tmp_path / "mein ö", tmp_path / "theirs"
+    write_scenes(mine, count=8, seed=0, split="few_shot")
+    write_scenes(theirs, count=9, seed=4, split="few_shot")
+    quiet = Console(quiet=True)
+    found = compare(mine, theirs, model=str(pipelines["sd1"]), to=tmp_path / "told.json", console=quiet)
+    assert set(Coco(root=mine).names) & set(Coco(root=theirs).names) <= set(found.copies)
+    told = read_json(tmp_path / "told.json")
+    assert told["kid"] == found.likeness.kid
+    assert told["found"]["pictures"] == 8
+    assert sum(told["reference"]["class_shares"].values()) == pytest.approx(1)
+    for line in ("8 pictures against 9 of the reference", "recall", "10.0% to all of it", "traffic sign"):
+        assert line in str(found)
+    with pytest.raises(UserError, match="nothing"):
+        compare(tmp_path / "nothing", theirs, model=str(pipelines["sd1"]), console=quiet)
+
+
+def test_too_few_pictures_are_told(pipelines: Mapping[str, Path], tmp_path: Path):
+    for name, count in (("few", 2), ("enough", 8)):
+        write_scenes(tmp_path / name, count=count, seed=0, split="few_shot")
+    with pytest.raises(UserError, match="the dataset has 2 pictures, expected at least 8"):
+        compare(tmp_path / "few", tmp_path / "enough", model=str(pipelines["sd1"]), console=Console(quiet=True))

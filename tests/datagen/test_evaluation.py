@@ -1,0 +1,326 @@
+"""`datagen evaluate`: cells, what is told of them, and one small evaluation from its plan to its plot."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import UInt8
+from rich.console import Console
+
+from datagen.adaptation.loop import advance
+from datagen.datasets import AnnotatedImages
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.evaluation import trial
+from datagen.evaluation.apart import check_classes_agree
+from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
+from datagen.evaluation.columns import Cell, cells_of
+from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, EvaluationSummary, evaluate
+from datagen.evaluation.evaluate_plan import load_evaluate_plan
+from datagen.evaluation.report import Row, break_even, differences, half_width, interval, table
+from datagen.evaluation.study import Kept, Study, at_native_size, shown
+from datagen.files import read_image, read_json
+from datagen.pocket.truth import write_scenes
+from decoders.augmentation import Augmentation
+from decoders.errors import UserError
+from decoders.labels import semantic_ids, semantic_map
+
+SCENE = {"format": "pocket_scenes", "height": 32, "width": 48}
+
+
+def write_plan(file: Path, /, **changes: Any) -> Path:
+    plan: dict[str, Any] = {
+        "evaluation": str(file.with_name("worth")),
+        "student": {"kind": "segmenter", "encoder": "tu-mobilenetv3_small_050"},
+        "real": {**SCENE, "count": 4},
+        "synthetic": {**SCENE, "seed": 50, "count": 3},
+        "test": {"split": "test", "count": 2},
+        "real_counts": [2, 4],
+        "seeds": [0, 1],
+        "size": [32, 32],
+        "updates": 2,
+        "mixed_updates": 3,
+        "batch_size": 4,
+        "threads": 1,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(plan | changes, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def evaluated(plan: Path, *overrides: str) -> EvaluationSummary:
+    return evaluate(plan, overrides=overrides, console=Console(quiet=True))
+
+
+def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = write_plan(tmp_path / "plan ü.yaml")
+    summary = evaluated(plan)
+    assert [cell.column for cell in summary.results][:7] == [
+        "real", "real", "real_long", "real_long", "synthetic", "both", "both"
+    ]  # fmt: skip
+    assert len(summary.results) == 18
+    for result in summary.results.values():
+        assert 0 <= result["semantic miou"] <= 1
+        assert {"semantic error/0-1 px", "semantic iou/road"} <= result.keys()
+    cells = read_json(summary.folder / RESULTS_FILE)
+    assert [cell["measured"] for cell in cells] == list(summary.results.values())
+    assert read_image(summary.folder / PLOT_FILE).std() > 5
+    assert "2 seeds: mean ± half of the 95 % interval over seeds" in summary.table
+    assert "as many updates on real pictures alone" in summary.table
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(trial, "run", refuse)
+    assert evaluated(plan).results == summary.results
+    fewer = evaluated(plan, "columns=[real,both]", "seeds=[1]", "real_counts=[4]")
+    assert len(fewer.results) == 2
+    assert "one seed: no intervals" in fewer.table
+    with pytest.raises(AssertionError, match="measured again"):
+        evaluated(plan, "learning_rate=0.002")
+
+
+def test_columns_that_do_the_same_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Cell] = []
+
+    def count(cell: Cell, *_: Any, **__: Any) -> dict[str, float]:
+        seen.append(cell)
+        return {"semantic miou": 0.5}
+
+    monkeypatch.setattr(trial, "run", count)
+    summary = evaluated(write_plan(tmp_path / "plan.yaml", mixed_updates=2, columns=["real", "real_long"]))
+    assert len(summary.results) == 8
+    assert len(seen) == 4
+
+
+def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4, "sure_from": 0.0}
+    whole = evaluated(write_plan(tmp_path / "whole/plan.yaml", **chosen))
+    plan = write_plan(tmp_path / "parts/plan.yaml", **chosen)
+    batch = Study.__call__
+
+    def stop(self: Study, number: int) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return batch(self, number)
+
+    # Stopped at a known update; checkpoints are written every few minutes, here after each update.
+    monkeypatch.setattr(trial, "advance", partial(advance, save_seconds=-1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(plan)
+    assert list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
+    resumed = evaluated(plan)
+    assert list(resumed.results.values()) == list(whole.results.values())
+    assert not list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
+
+
+def test_a_teacher_decides_what_is_learned(tmp_path: Path):
+    chosen = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4}
+    plan = write_plan(tmp_path / "plan.yaml", **chosen)
+    sure, unsure = evaluated(plan, "sure_from=0.0"), evaluated(plan, "sure_from=1.0")
+    assert list(sure.results.values()) != list(unsure.results.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"real_share": 0.05}, r"leaves no place for real pictures"),
+        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], expected each entry once"),
+        ({"columns": []}, r"columns: "),
+        ({"columns": ["reel"]}, r"columns\.0: found 'reel'"),
+        ({"updates": "many"}, r"updates: found 'many'"),
+        ({"real_counts": [5]}, r"real_counts: found 5, but there are 4 pictures"),
+        ({"student": {"kind": "segmentor"}}, r"student\.kind: unknown kind 'segmentor'; did you mean 'segmenter'"),
+        ({"test": {"split": "few_shot", "count": 2}}, r"2 of 2 test pictures are also in `real`, first 01000000"),
+        ({"synthetic": {"format": "coco", "root": "nowhere"}}, r"synthetic: .*nowhere"),
+        ({"views": {"zoom": [2.0, 1.0]}}, r"zoom must be two rising numbers"),
+    ],
+)
+def test_mistakes_are_told(changes: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        evaluated(write_plan(tmp_path / "plan.yaml", **changes))
+
+
+class Other(AnnotatedImages):
+    """Scenes whose classes, or labels, differ."""
+
+    def __init__(self, scenes: PocketScenes, **changes: Any) -> None:
+        self._scenes = scenes
+        self.names = scenes.names
+        self.taxonomy = replace(scenes.taxonomy, **changes)
+
+    def load(self, name: str) -> Any:
+        return self._scenes.load(name)
+
+
+def test_other_classes_are_refused():
+    scenes = PocketScenes(count=1)
+    names = ("heaven", *scenes.taxonomy.names[1:])
+    with pytest.raises(UserError, match=r"sky \(in `test` only\), heaven \(in `real` only\)"):
+        check_classes_agree(scenes, {"real": Other(scenes, names=names)})
+    with pytest.raises(UserError, match=r"the order: person, .* instead of sky"):
+        check_classes_agree(scenes, {"real": Other(scenes, names=scenes.taxonomy.names[::-1])})
+    things = (True, *scenes.taxonomy.is_thing[1:])
+    with pytest.raises(UserError, match=r"disagree on whether sky can be counted"):
+        check_classes_agree(scenes, {"real": Other(scenes, is_thing=things)})
+
+
+def test_a_label_that_is_not_there_is_told(tmp_path: Path):
+    write_scenes(tmp_path / "scenes", count=1, seed=0, split="few_shot")
+    (tmp_path / "scenes/depth").rename(tmp_path / "away")
+    synthetic = {"format": "coco", "root": str(tmp_path / "scenes")}
+    student = {"kind": "segmenter", "encoder": "tu-mobilenetv3_small_050", "depth_weight": 1.0}
+    with pytest.raises(UserError):
+        evaluated(write_plan(tmp_path / "plan.yaml", synthetic=synthetic, student=student, columns=["synthetic"]))
+
+
+@st.composite
+def label_maps(draw: st.DrawFn) -> UInt8[np.ndarray, "height width"]:
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    cells = draw(st.lists(st.integers(0, 3), min_size=height * width, max_size=height * width))
+    return np.array(cells, np.uint8).reshape(height, width)
+
+
+@given(label_maps())
+def test_distance_to_the_nearest_boundary(ids: UInt8[np.ndarray, "height width"]):
+    """Against the definition: pixels that touch another class are at 1, others as much farther as their way there."""
+    found = distance_to_boundary(ids)
+    places: np.ndarray = np.indices(ids.shape)
+    rows, columns = places[0], places[1]
+    edge = np.zeros(ids.shape, bool)
+    for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        y, x = rows + down, columns + right
+        inside = (y >= 0) & (y < ids.shape[0]) & (x >= 0) & (x < ids.shape[1])
+        edge[inside] |= ids[y[inside], x[inside]] != ids[inside]
+    if not edge.any():
+        assert np.isinf(found).all()
+        return
+    pixels = np.stack([rows, columns], axis=-1)
+    expected = 1 + np.sqrt(((pixels[:, :, None] - np.argwhere(edge)) ** 2).sum(axis=-1)).min(axis=-1)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_errors_are_counted_by_their_distance():
+    truth = np.ones((3, 40), np.uint8)
+    truth[:, 20:] = 2
+    answer = truth.copy()
+    answer[:, 19] = 2  # at the boundary
+    answer[:, :5] = 3  # far from it
+    errors = BoundaryErrors()
+    errors.add({"semantic": semantic_map(answer)}, {"semantic": semantic_map(truth)})
+    errors.add({"semantic": semantic_map(answer)}, {"semantic": semantic_map(np.zeros_like(truth))})  # void: no truth
+    found = errors.result()
+    assert found["error/0-1 px"] == pytest.approx(3 / 6)
+    assert found["error/1-3 px"] == found["error/3-7 px"] == 0
+    assert found["error/over 7 px"] == pytest.approx(15 / 78)
+
+
+def row(column: str, real: int, values: list[float], synthetic: int = 0) -> Row:
+    results = {seed: {"miou": value} for seed, value in enumerate(values)}
+    return Row(column=column, real=real, synthetic=synthetic, updates=1, results=results)
+
+
+def test_what_synthetic_pictures_are_worth():
+    curve = [row("real", 100, [0.6, 0.6]), row("real", 10, [0.4, 0.4])]
+    for value, expected in (
+        (0.3, "fewer than 10"),
+        (0.4, "about 10"),
+        (0.5, "about 32"),
+        (0.6, "100"),
+        (0.7, "more than 100"),
+    ):
+        assert break_even(row("synthetic", 0, [value], 5), curve, "miou") == expected
+
+
+def test_intervals():
+    assert half_width([0.5]) is None
+    assert half_width([0.0, 2.0]) == pytest.approx(12.706, rel=1e-3)  # Student's t of one degree of freedom
+    assert interval([0.5]) == "0.500"
+    assert interval([0.1, 0.1], signed=True) == "+0.100 ± 0.000"
+    assert differences(row("both", 2, [0.5, 0.7], 3), row("real", 2, [0.4, 0.4]), "miou") == pytest.approx([0.1, 0.3])
+
+
+def test_a_figure_that_some_cells_lack_is_left_out_of_those():
+    cells = [Cell(column="real", real=2, synthetic=0, updates=1, seed=seed) for seed in (0, 1)]
+    told = table({cells[0]: {"miou": 0.5, "iou/car": 0.25}, cells[1]: {"miou": 0.5}}, "miou")
+    assert "iou/car  0.250" in told
+    assert "miou     0.500 ± 0.000" in told
+
+
+def test_cells_come_seed_by_seed(tmp_path: Path):
+    plan = load_evaluate_plan(write_plan(tmp_path / "plan.yaml"))
+    cells = list(cells_of(plan, real=4, synthetic=3))
+    assert [cell.seed for cell in cells] == [0] * 9 + [1] * 9
+    assert {(cell.real, cell.synthetic, cell.updates) for cell in cells if cell.column == "synthetic"} == {(0, 3, 2)}
+    assert {(cell.real, cell.synthetic, cell.updates) for cell in cells if cell.column == "both"} == {
+        (2, 3, 3),
+        (4, 3, 3),
+    }
+    assert plan.test.values()["height"] == 32, "what test leaves out is as in real"
+
+
+@pytest.fixture
+def scenes() -> Kept:
+    return Kept(PocketScenes(count=3, height=32, width=48), labels=("semantic", "depth"))
+
+
+def test_batches_are_functions_of_their_number(scenes: Kept):
+    def study() -> Study:
+        pools = [(scenes, 2, 1), (scenes, 3, 2)]
+        return Study(pools, size=(32, 32), augmentation=Augmentation(), weak=True, seed=1)
+
+    first, second = study(), study()
+    first(0)
+    one, other = first(1), second(1)
+    assert torch.equal(one.pictures, other.pictures)
+    assert one.pictures.shape == (3, 3, 32, 32)
+    assert one.weak is not None
+    assert one.weak.shape == (2, 3, 32, 32)
+    assert [sorted(labels) for labels in one.labels] == [["depth", "semantic"]] * 3
+    assert not torch.equal(first(0).pictures, one.pictures)
+
+
+def test_what_a_teacher_sees_differs_in_colour_alone(scenes: Kept):
+    """Without jitter the strong view is the weak one: the same place, the same mirror."""
+    for jitter, same in ((0.0, True), (0.4, False)):
+        study = Study([(scenes, 3, 3)], size=(32, 32), augmentation=Augmentation(jitter=jitter), weak=True, seed=0)
+        batch = study(0)
+        assert batch.weak is not None
+        assert torch.equal(batch.weak, batch.pictures) == same
+        if not same:  # what is dark stays dark
+            pair = torch.stack([batch.weak.mean(1).flatten(), batch.pictures.mean(1).flatten()])
+            assert torch.corrcoef(pair)[0, 1] > 0.9
+
+
+def test_little_memory_reads_again(monkeypatch: pytest.MonkeyPatch):
+    data = PocketScenes(count=3, height=32, width=32)
+    loaded: list[str] = []
+    load = PocketScenes.load
+
+    def watched(self: PocketScenes, name: str) -> Any:
+        loaded.append(name)
+        return load(self, name)
+
+    monkeypatch.setattr(PocketScenes, "load", watched)
+    plenty, little = Kept(data, labels=("semantic",)), Kept(data, labels=("semantic",), memory=1)
+    for kept, times in ((plenty, 3), (little, 6)):
+        loaded.clear()
+        for index in (0, 1, 2, 0, 1, 2):
+            assert kept[index].labels.keys() == {"semantic"}
+        assert len(loaded) == times
+
+
+def test_pictures_of_other_shapes_are_answered_in_their_own_pixels():
+    scene = PocketScenes(count=1, height=50, width=90)[0]
+    pixels = shown(scene, (64, 32), 32)
+    assert pixels.shape == (1, 3, 32, 64)
+    found = at_native_size({"semantic": semantic_map(np.ones((32, 64), np.uint8))}, scene)
+    assert semantic_ids(found).shape == (50, 90)
