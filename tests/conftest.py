@@ -1,10 +1,11 @@
-"""Runs every test with executed annotations, no network and one thread per library."""
+"""Runs every test with executed annotations, no network, no deadlines and one thread per library."""
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -17,6 +18,8 @@ from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: shapes and types of every function and dataclass are checked as they run.
 install_import_hook(["decoders", "datagen"], "beartype.beartype")
+settings.register_profile("untimed", deadline=None)  # how long a test takes says nothing on a shared machine
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -204,7 +204,7 @@ def test_keypoints_alone_and_with_instances_are_fitted_saved_and_read(tmp_path: 
             toy_pictures(10),
             TAXONOMY,
             tasks=tasks,
-            settings=FitSettings(updates=200, batch_size=4, views=4, evaluations=4, learning_rate=4e-3),
+            settings=FitSettings(updates=120, batch_size=4, views=2, evaluations=2, learning_rate=4e-3),
             decoder=DecoderSettings(width=32, fine_width=8),
         )
         folder = tmp_path / expected[0]

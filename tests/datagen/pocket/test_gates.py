@@ -67,8 +67,8 @@ def test_the_judge_is_scored_by_class(scenes: ScenePool) -> None:
 
 def test_the_judge_learns(scenes: ScenePool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    schedule = loop.Schedule(updates=25, peak_rate=2e-3, warm_up=3, average_decay=0.8)
-    network = judge.train(judge.build(), scenes, folder=tmp_path, schedule=schedule, batch_size=6)
+    schedule = loop.Schedule(updates=18, peak_rate=3e-3, warm_up=2, average_decay=0.7)
+    network = judge.train(judge.build(), scenes, folder=tmp_path, schedule=schedule, batch_size=4)
     loaded = judge.load(tmp_path / "checkpoint.safetensors")
     assert np.array_equal(judge.segment(loaded, scenes.images), judge.segment(network, scenes.images))
     assert (judge.segment(loaded, scenes.images) == scenes.semantic).mean() > 0.4

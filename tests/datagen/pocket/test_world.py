@@ -89,7 +89,7 @@ def test_held_out_domains_come_only_when_asked_for() -> None:
 @pytest.mark.parametrize("close_up", [False, True])
 def test_keypoints_of_people_lie_on_them(close_up: bool) -> None:
     seen = hidden = tall = 0
-    for seed in range(40):
+    for seed in range(12):
         objects = world.render_scene(1_000_000 + seed, close_up=close_up).instances
         assert objects.keypoints_px is not None
         for mask, kind, points in zip(objects.masks, objects.category_ids, objects.keypoints_px, strict=True):
@@ -108,7 +108,7 @@ def test_keypoints_of_people_lie_on_them(close_up: bool) -> None:
                 assert left[0] > right[0]  # people look at the camera
     assert seen > 5 * hidden > 0
     if close_up:
-        assert tall >= 30
+        assert tall >= 10
 
 
 def test_splits_never_overlap() -> None:
