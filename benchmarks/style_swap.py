@@ -68,7 +68,11 @@ STEPS = 25
 GUIDANCE = 3.0
 SHIPPED = "package://datagen.pocket/control"
 GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
-ASKED: Mapping[str, Any] = {"look": ("photo", "film"), "weather": ("clear", "fog", "snow"), "time": ("day", "dusk", "night")}
+ASKED: Mapping[str, Any] = {
+    "look": ("photo", "film"),
+    "weather": ("clear", "fog", "snow"),
+    "time": ("day", "dusk", "night"),
+}
 WITHHELD: Mapping[str, Any] = {"look": ("dashcam",), "weather": ("rain",), "time": ("day", "dusk", "night")}
 STYLE = {
     "look": ("a photo", "a film photo"),

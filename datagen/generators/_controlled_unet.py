@@ -5,7 +5,7 @@ whose step is linear in the prediction (DDIM, DPM-Solver++, UniPC), and needs no
 Since only the denoiser is wrapped, samplers, guidance, callbacks and LoRA files stay those of the stock pipelines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ class ControlledUnet(nn.Module):
         """Say what the next run of the pipeline is guided by; pictures as a whole without windows."""
         self._signals = signals
         self._windows = windows
+        self._chunks: dict[int, list[_Chunk]] = {}
         self._step = -1
 
     def __getattr__(self, name: str) -> Any:
@@ -111,19 +112,11 @@ class ControlledUnet(nn.Module):
         active: Sequence[Signal],
     ) -> Tensor:
         """The feathered mean of what all windows say."""
-        pairs = [
-            (number, row)
-            for number, tile in enumerate(windows.tiles)
-            for row in range(len(sample))
-            if not _is_settled(windows.settled, row, tile)
-        ]
         weight = torch.from_numpy(feather(windows.tiles[0].height, windows.tiles[0].width)).to(sample)
         total, weights = torch.zeros_like(sample), sample.new_zeros(len(sample), 1, *sample.shape[2:])
-        for start in range(0, len(pairs), windows.batch):
-            chosen = pairs[start : start + windows.batch]
-            count = len(chosen)
-            # Always a full batch: the last digits of a window must not depend on how many others are left.
-            chosen += [chosen[-1]] * (windows.batch - count)
+        if len(sample) not in self._chunks:
+            self._chunks[len(sample)] = list(_chunks_of(windows, len(sample)))
+        for chosen, count in self._chunks[len(sample)]:
             numbers, rows = (torch.tensor(column, device=sample.device) for column in zip(*chosen, strict=True))
             places = [windows.tiles[number] for number, _ in chosen]
             cut = torch.stack([sample[(row, slice(None), *windows.tiles[number].window)] for number, row in chosen])
@@ -190,6 +183,24 @@ class ControlledUnet(nn.Module):
             for row, tile in zip(rows.tolist(), places, strict=True)
         ]
         return torch.stack(parts)
+
+
+_Chunk = tuple[list[tuple[int, int]], int]
+"""(window, row of the pipeline's batch) pairs that are computed at once, and how many of them count."""
+
+
+def _chunks_of(windows: Windows, rows: int) -> Iterator[_Chunk]:
+    """Found once for all steps: on a GPU each question whether a window is settled waits for it."""
+    pairs = [
+        (number, row)
+        for number, tile in enumerate(windows.tiles)
+        for row in range(rows)
+        if not _is_settled(windows.settled, row, tile)
+    ]
+    for start in range(0, len(pairs), windows.batch):
+        chosen = pairs[start : start + windows.batch]
+        # Always a full batch: the last digits of a window must not depend on how many others are left.
+        yield chosen + [chosen[-1]] * (windows.batch - len(chosen)), len(chosen)
 
 
 def _is_settled(settled: Tensor | None, row: int, tile: Tile) -> bool:

@@ -15,8 +15,8 @@ from decoders.errors import UserError
 from tests.datagen import toys
 
 VERBS = [
-    "generate", "fit", "probe", "adapt", "control", "audit", "inspect", "label", "export", "validate", "show", "doctor",
-    "pocket scenes", "pocket train",
+    "generate", "fit", "probe", "adapt", "control", "evaluate", "compare", "audit", "inspect", "label", "export",
+    "validate", "show", "doctor", "pocket scenes", "pocket train",
 ]  # fmt: skip
 
 

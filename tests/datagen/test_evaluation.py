@@ -182,6 +182,14 @@ def test_a_label_that_is_not_there_is_told(tmp_path: Path):
         evaluated(write_plan(tmp_path / "plan.yaml", synthetic=synthetic, student=student, columns=["synthetic"]))
 
 
+def test_the_config_to_copy_is_sound():
+    plan = load_evaluate_plan(Path(__file__).parents[2] / "configs/evaluate.yaml")
+    assert plan.test.values()["split"] == "test"
+    assert plan.real.values()["split"] == "few_shot"
+    assert plan.mixed_updates is not None
+    assert plan.mixed_updates > plan.updates, "what real_long is there for"
+
+
 @st.composite
 def label_maps(draw: st.DrawFn) -> UInt8[np.ndarray, "height width"]:
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))

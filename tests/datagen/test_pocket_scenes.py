@@ -1,5 +1,6 @@
 """Rendered scenes as annotated pictures and as a dataset."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ def test_scenes_are_the_worlds_own():
 def test_size_and_withheld_domains_can_be_chosen():
     wide = PocketScenes(count=1, height=64, width=96)
     assert wide[0].image.shape == (64, 96, 3)
-    small = {"count": 6, "height": 16, "width": 16}
-    all_of_them, seen = PocketScenes(held_out=True, **small), PocketScenes(**small)
+    small = partial(PocketScenes, count=6, height=16, width=16)
+    all_of_them, seen = small(held_out=True), small()
     assert any(all_of_them.scene(name).domain.held_out for name in all_of_them.names)
     assert not any(seen.scene(name).domain.held_out for name in seen.names)
 
