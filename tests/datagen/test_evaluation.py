@@ -1,5 +1,7 @@
 """`datagen evaluate`: cells, what is told of them, and one small evaluation from its plan to its plot."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +28,10 @@ from datagen.evaluation.evaluate_plan import load_evaluate_plan
 from datagen.evaluation.report import Row, break_even, differences, half_width, interval, table
 from datagen.evaluation.study import Kept, Study, at_native_size, shown
 from datagen.files import read_image, read_json
-from datagen.pocket.truth import write_scenes
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 from decoders.labels import semantic_ids, semantic_map
+from tests.datagen.toys import environment
 
 SCENE = {"format": "pocket_scenes", "height": 32, "width": 48}
 
@@ -122,6 +124,23 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_cells(tmp_path: Path):
+    chosen = {"columns": ["real", "both"], "real_counts": [4]}
+    alone = evaluated(write_plan(tmp_path / "alone/plan.yaml", **chosen))
+    plan = write_plan(tmp_path / "together/plan.yaml", **chosen)
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
+        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "evaluate", str(plan)),
+    ]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 seeds: mean") == 1
+    assert "cell 1 of 2" in done.stderr, "each has half of the four cells"
+    cells = read_json(tmp_path / "together/worth" / RESULTS_FILE)
+    assert [cell["measured"] for cell in cells] == list(alone.results.values())
+
+
 def test_a_teacher_decides_what_is_learned(tmp_path: Path):
     chosen = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4}
     plan = write_plan(tmp_path / "plan.yaml", **chosen)
@@ -173,13 +192,10 @@ def test_other_classes_are_refused():
         check_classes_agree(scenes, {"real": Other(scenes, is_thing=things)})
 
 
-def test_a_label_that_is_not_there_is_told(tmp_path: Path):
-    write_scenes(tmp_path / "scenes", count=1, seed=0, split="few_shot")
-    (tmp_path / "scenes/depth").rename(tmp_path / "away")
-    synthetic = {"format": "coco", "root": str(tmp_path / "scenes")}
-    student = {"kind": "segmenter", "encoder": "tu-mobilenetv3_small_050", "depth_weight": 1.0}
-    with pytest.raises(UserError):
-        evaluated(write_plan(tmp_path / "plan.yaml", synthetic=synthetic, student=student, columns=["synthetic"]))
+def test_a_label_that_is_not_there_is_told():
+    kept = Kept(PocketScenes(count=1, height=32, width=32), labels=("semantic", "flow"))
+    with pytest.raises(UserError, match=r"picture 01000000 has no label 'flow', only depth, instances, normals, sem"):
+        kept[0]
 
 
 def test_the_config_to_copy_is_sound():
