@@ -273,7 +273,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
         ("cost", chosen.original, ("swap", "fusion", "original")),
     ):
         cells += [drawn | {"part": part, "setting": name, "pictures": counts} for name in settings]
-    cells.append({"part": "rare", "pictures": 1000, "world": judged_by["world"]})
+    cells.append({"part": "rare", "pictures": 2 * chosen.pictures, "world": judged_by["world"]})
     return [cell for cell in cells if cell["part"] in chosen.only]
 
 

@@ -17,6 +17,8 @@ from decoders.labels import Taxonomy
 from decoders.references import file_digest, locate
 
 if TYPE_CHECKING:
+    import torch
+
     import decoders.checkpoint
 
 ABOUT_FILE = "control.json"
@@ -71,7 +73,7 @@ class LocatedControl:
             UserError: no such files, no condition, or made for other classes.
         """
         self.control = control
-        self.folder = locate(control.source, control.revision, what="ControlNet", files=_DOWNLOADS)
+        self.folder = locate_control(control.source, control.revision)
         self._config = _config(self.folder)
         self._about = _about(self.folder)
         if self._about is not None and control.condition is None:
@@ -108,19 +110,8 @@ class LocatedControl:
         Raises:
             UserError: it is damaged, or was made for another kind of model.
         """
-        from diffusers import ControlNetModel
-
         self._check_fits(checkpoint.unet.config)
-        variant = "fp16" if _weights(self.folder).name.endswith(".fp16.safetensors") else None
-        try:
-            network: Any = ControlNetModel.from_pretrained(
-                self.folder, dtype=checkpoint.dtype, use_safetensors=True, local_files_only=True, variant=variant
-            )
-        except Exception as error:  # a damaged file fails in any of three libraries, each with its own exception
-            raise UserError(
-                f"ControlNet {self.folder} could not be loaded ({type(error).__name__}: {error}); expected a complete "
-                "folder in diffusers format, so copy or download it again"
-            ) from error
+        network = read_control(self.folder, checkpoint.dtype)
         return network.to(checkpoint.device).requires_grad_(False).eval()
 
     def _check_fits(self, unet: Mapping[str, Any]) -> None:
@@ -131,6 +122,31 @@ class LocatedControl:
                     f"ControlNet {self.folder} was made for a model with {name} {found}, but the plan's has "
                     f"{expected}; take one made for the plan's model (1.5, 2.1 and XL each need their own)"
                 )
+
+
+def locate_control(source: str, revision: str | None = None) -> Path:
+    """The folder of a ControlNet, downloaded if it is in a hub; errors as `locate`."""
+    return locate(source, revision, what="ControlNet", files=_DOWNLOADS)
+
+
+def read_control(folder: Path, dtype: "torch.dtype") -> Any:
+    """The network that a folder holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    from diffusers import ControlNetModel
+
+    variant = "fp16" if _weights(folder).name.endswith(".fp16.safetensors") else None
+    try:
+        return ControlNetModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
+        )
+    except Exception as error:  # a damaged file fails in any of three libraries, each with its own exception
+        raise UserError(
+            f"ControlNet {folder} could not be loaded ({type(error).__name__}: {error}); expected a complete folder in "
+            "diffusers format, so copy or download it again"
+        ) from error
 
 
 def control_digest(folder: Path) -> str:

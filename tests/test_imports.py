@@ -22,7 +22,9 @@ HEAVY = {
     "scipy",
     "cv2",
 }
-PLUGIN_FOLDERS = ("sources", "conditions", "generators", "labellers", "filters", "exporters", "launchers", "datasets")
+PLUGIN_FOLDERS = (
+    "sources", "conditions", "generators", "labellers", "filters", "exporters", "launchers", "datasets", "students"
+)  # fmt: skip
 
 
 def _imports(file: Path) -> Iterator[str]:

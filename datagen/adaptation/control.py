@@ -16,7 +16,7 @@ from datagen.adaptation.control_plan import ControlPlan, load_control_plan
 from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import LOG_FILE, TrainingFolder
 from datagen.conditions import Condition
-from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest
+from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest, locate_control
 from datagen.files import write_json
 from datagen.labellers.decoded import Decoded
 from datagen.launchers import Launcher
@@ -90,10 +90,11 @@ def control(
     model = Model(checked.model.reference(), device=lambda: launcher.device)
     source, taxonomy = _source(checked)
     condition: Condition = checked.condition.build(taxonomy=taxonomy, model=model)
+    begin_with = None if checked.begin_with is None else locate_control(checked.begin_with)
     identity = checked.decisive(without=_INPUTS) | {
         "model": model.digest,
         "dtype": checked.model.dtype,
-        "begin_with": None if checked.begin_with is None else control_digest(checked.begin_with),
+        "begin_with": None if begin_with is None else control_digest(begin_with),
         "source": part_identity(checked.source, source),
     }
     folder = TrainingFolder(to or checked.control, identity, verb="control_plan", result=WEIGHTS_FILE)
@@ -103,7 +104,7 @@ def control(
         if launcher.rank == 0 and checked.adherence.reader is not None:
             Decoded.prepare(reader=checked.adherence.reader, fit=checked.adherence.fit)
         launcher.barrier()
-        _train(checked, model, source, taxonomy, condition, folder, console, launcher)
+        _train(checked, model, source, taxonomy, condition, begin_with, folder, console, launcher)
     return ControlSummary(
         control=folder.path,
         was_there=was_there,
@@ -129,6 +130,7 @@ def _train(
     source: Source,
     taxonomy: Taxonomy,
     condition: Condition,
+    begin_with: Path | None,
     folder: TrainingFolder,
     console: Console,
     launcher: Launcher,
@@ -151,7 +153,7 @@ def _train(
         peers=peers,
     )
     denoising = Denoising(checkpoint, peers)
-    network = new_control(checkpoint, condition.channels, begin_with=plan.begin_with, seed=plan.seed)
+    network = new_control(checkpoint, condition.channels, begin_with=begin_with, seed=plan.seed)
     unet = cast("nn.Module", checkpoint.unet)
     if plan.gradient_checkpointing:
         cast(Any, network).enable_gradient_checkpointing()

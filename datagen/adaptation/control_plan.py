@@ -33,8 +33,9 @@ class ControlPlan(TrainingSettings):
     """Where everything goes: the ControlNet, curves, samples."""
     model: ModelSettings
     """What it steers while it learns; its LoRA files count, so that a domain's look need not be learned again."""
-    begin_with: Path | None = None
-    """Folder of a ControlNet to go on from; a copy of the model's encoder when None."""
+    begin_with: str | None = None
+    """A ControlNet to go on from, as `source` of a generator's control, be it of another condition; a copy of the
+    model's encoder when None."""
     condition: Annotated[Part, OneOf("conditions", at="condition")]
     """What it is shown."""
     source: Annotated[Part, OneOf("sources", at="source")]

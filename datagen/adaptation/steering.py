@@ -1,6 +1,7 @@
 """A ControlNet in training: what it is begun with, how it steers, and the batches that it learns from."""
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from datagen.adaptation.batches import check_share
 from datagen.adaptation.denoising import Predict
 from datagen.adaptation.loop import stream
 from datagen.conditions import Condition
+from datagen.controls import read_control
 from datagen.sources import Source
 from decoders.checkpoint import Checkpoint
 from decoders.errors import UserError
 from decoders.peers import Peers
 
+_log = logging.getLogger(__name__)
+_SHOWN = "controlnet_cond_embedding.conv_in.weight"
+"""Of a ControlNet, the one tensor whose shape follows from the number of channels that it is shown."""
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
 """Of the convolutions that bring a condition from pixels to latent cells, each halving it but the first."""
 
@@ -31,7 +36,8 @@ def new_control(checkpoint: Checkpoint, channels: int, *, begin_with: Path | Non
     """A ControlNet of the model's own shape, in float32 and trainable.
 
     Args:
-        begin_with: one to go on from; when None, a copy of the UNet's encoder that says nothing yet.
+        begin_with: one to go on from, be it of another condition: then the layer that is shown the condition begins
+            anew; when None, a copy of the UNet's encoder that says nothing yet.
 
     Raises:
         UserError: `begin_with` is none, or of another shape.
@@ -46,15 +52,25 @@ def new_control(checkpoint: Checkpoint, channels: int, *, begin_with: Path | Non
             conditioning_embedding_out_channels=_EMBEDDING_CHANNELS[-halvings - 1 :],
         )
     if begin_with is not None:
-        try:
-            found: Any = ControlNetModel.from_pretrained(begin_with, dtype=torch.float32, local_files_only=True)
-            control.load_state_dict(found.state_dict())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"begin_with: {begin_with} cannot be gone on from ({(str(error).splitlines() or [''])[0]}), expected a "
-                "ControlNet for the same model and condition"
-            ) from error
+        _go_on_from(begin_with, control, channels)
     return cast(nn.Module, control.float().to(checkpoint.device).requires_grad_(True))
+
+
+def _go_on_from(folder: Path, control: Any, channels: int) -> None:
+    found = read_control(folder, torch.float32)
+    weights = found.state_dict()
+    shown = found.config["conditioning_channels"]
+    if shown != channels:
+        told = "begin_with: %s is shown %s channels, this condition has %s; the layer that sees them begins anew"
+        _log.warning(told, folder, shown, channels)
+        weights[_SHOWN] = control.state_dict()[_SHOWN]
+    try:
+        control.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"begin_with: {folder} cannot be gone on from ({str(error).splitlines()[0]}), expected a ControlNet for "
+            "the same model"
+        ) from error
 
 
 def _with_loras_fused(unet: Any) -> Any:

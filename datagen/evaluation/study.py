@@ -112,9 +112,7 @@ class Study:
                 turn, index = self._rounds[place].at(number * share + slot)
                 views.append(self._view(pictures[index], turn, (place, index), self._augmentation))
                 if self._weak and place == len(self._pools) - 1:
-                    plain.append(
-                        self._view(pictures[index], turn, (place, index), replace(self._augmentation, jitter=0.0))
-                    )
+                    plain.append(self._view(pictures[index], turn, (place, index), self._plain))
         return StudyBatch(
             pictures=as_tensor([view.image for view in views]),
             labels=[view.labels for view in views],

@@ -155,7 +155,7 @@ def test_a_stopped_training_ends_like_one_that_was_not(
 
 
 def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
-    tmp_path: Path, pipelines: Mapping[str, Path], loras: Mapping[str, Path]
+    tmp_path: Path, pipelines: Mapping[str, Path], loras: Mapping[str, Path], caplog: pytest.LogCaptureFixture
 ):
     reference = ModelReference(source=str(pipelines["sd1"]), loras=(LoraReference(str(loras["sd1"])),))
     checkpoint = load_checkpoint(reference)
@@ -171,8 +171,14 @@ def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
         parameter.data += 0.01
     network.save_pretrained(tmp_path / "first")
     torch.testing.assert_close(said(new_control(checkpoint, 5, begin_with=tmp_path / "first", seed=1)), said(network))
+    wider: Any = new_control(checkpoint, 6, begin_with=tmp_path / "first", seed=1)
+    assert "is shown 5 channels, this condition has 6" in caplog.text
+    for name, value in network.state_dict().items():
+        if name != "controlnet_cond_embedding.conv_in.weight":
+            torch.testing.assert_close(wider.state_dict()[name], value, msg=name)
+    other = load_checkpoint(ModelReference(source=str(pipelines["xl"])))
     with pytest.raises(UserError, match=r"begin_with: .*first cannot be gone on from"):
-        new_control(checkpoint, 6, begin_with=tmp_path / "first", seed=1)
+        new_control(other, 5, begin_with=tmp_path / "first", seed=1)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
         ({"source": {"kind": "prompts", "file": "x"}}, "source: prompts brings no labels"),
         ({"batch": 3}, "batch: unknown key; did you mean 'batch_size'"),
         ({"source": {**LAYOUTS, "height": 30, "scale": [1.0]}}, "pictures of 30 x 48 .* expected multiples of 4"),
-        ({"begin_with": "nowhere"}, "ControlNet nowhere: found no readable config.json"),
+        ({"begin_with": "nowhere"}, "ControlNet nowhere: found no such folder"),
         ({"tracker": "tensorbord"}, "tracker: unknown name 'tensorbord'; did you mean 'tensorboard'"),
         ({"adherence": {"reader": "nowhere"}}, "nowhere is not a reader"),
     ],
