@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -191,7 +192,7 @@ def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 def _load_lora(pipeline: Any, file: Path, *, name: str, shown: str) -> None:
     expected = f"expected one made for a {type(pipeline).__name__} of this size"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_word_of_untouched_parts():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRA files are meant
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name, local_files_only=True)
     except Exception as error:  # each of the many LoRA dialects fails in its own way
@@ -201,6 +202,21 @@ def _load_lora(pipeline: Any, file: Path, *, name: str, shown: str) -> None:
         ) from error
     if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
         raise UserError(f"LoRA {shown} found, but none of its weights belongs to this model; {expected}")
+
+
+@contextmanager
+def _no_word_of_untouched_parts() -> Generator[None]:
+    """A LoRA for the UNet alone is as usual as one for the text encoder too; one that fits nowhere is refused."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No LoRA keys associated")
+
+    with ExitStack() as stack:
+        for name in ("diffusers.loaders.lora_base", "diffusers.loaders.peft"):
+            logger = logging.getLogger(name)
+            logger.addFilter(matters)
+            stack.callback(logger.removeFilter, matters)
+        yield
 
 
 @contextmanager

@@ -112,13 +112,11 @@ def _gains(rows: Sequence[Row], headline: str) -> list[str]:
             gain = differences(row, equal[0], headline)
             against = rows.index(equal[0]) + 1
             told.append(f"{number} - {against}, as many updates on real pictures alone: {interval(gain, signed=True)}")
-    curve = [row for row in alone if row.column == "real"]
-    if len(curve) > 1:
-        told += [
-            f"{number} is worth {break_even(row, curve, headline)} real pictures"
-            for number, row in enumerate(rows, start=1)
-            if row.synthetic
-        ]
+    for number, row in enumerate(rows, start=1):
+        curve = {other.real: other for other in alone if other.updates == row.updates}
+        if row.synthetic and len(curve) > 1:
+            worth = break_even(row, list(curve.values()), headline)
+            told.append(f"{number} is worth {worth} real pictures, learned from for as long")
     return ["", headline, *told] if told else []
 
 
@@ -134,7 +132,8 @@ def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.column + (f", {row.synthetic} synthetic" if row.synthetic else ""), []).append(row)
-    for name, members in lines.items():
+    for name, unordered in lines.items():
+        members = sorted(unordered, key=lambda row: row.real)
         means = [statistics.fmean(row.values(headline)) for row in members]
         bars = [half_width(row.values(headline)) or 0.0 for row in members]
         if members[0].real:

@@ -1,6 +1,7 @@
 """A checkpoint loads as it lies there, and comes back from a reading as it went in."""
 
 import copy
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,6 +96,24 @@ def test_lora_acts_by_its_weight(kind: str, load: Load):
     assert (_unet_output(twice) - _unet_output(half)).abs().mean() > 1e-3
     assert len({checkpoint.digest for checkpoint in (plain, none, half, twice)}) == 4
     assert {checkpoint.base_digest for checkpoint in (none, half, twice)} == {plain.digest}
+
+
+def test_a_lora_of_the_unet_alone_is_loaded_without_a_word(
+    pipelines: Mapping[str, Path], loras: Mapping[str, Path], tmp_path: Path
+):
+    of_unet = {name: value for name, value in load_file(loras["sd1"]).items() if name.startswith("unet.")}
+    save_file(of_unet, tmp_path / "unet.safetensors")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    diffusers_logger = logging.getLogger("diffusers")
+    diffusers_logger.addHandler(handler)
+    try:
+        reference = LoraReference(str(tmp_path / "unet.safetensors"))
+        load_checkpoint(ModelReference(source=str(pipelines["sd1"]), loras=(reference,)), "cpu")
+    finally:
+        diffusers_logger.removeHandler(handler)
+    assert said == []
 
 
 def test_lora_of_another_model(pipelines: Mapping[str, Path], loras: Mapping[str, Path], tmp_path: Path):
