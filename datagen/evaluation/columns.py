@@ -22,6 +22,8 @@ class Cell:
     real: int
     """How many of the first real pictures; 0 for none."""
     synthetic: int
+    retrieved: int = 0
+    """How many pictures of the pool."""
     updates: int
     seed: int
 
@@ -31,25 +33,38 @@ class Cell:
         return self.column == "teacher"
 
 
-def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int) -> Iterator[Cell]:
+def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int, pool: int = 0) -> Iterator[Cell]:
     """Every cell of a plan, seeds outermost: when time runs out, every condition has the same number of them.
 
     Args:
-        real, synthetic: how many pictures there are.
+        real, synthetic, pool: how many pictures there are.
 
     Raises:
         UserError: more pictures are asked for than there are.
     """
     reals = _counts(plan.real_counts, real, at="real_counts")
     synthetics = _counts(plan.synthetic_counts, synthetic, at="synthetic_counts")
+    if "retrieved" in plan.columns and max(synthetics) > pool:
+        raise UserError(
+            f"pool: found {pool} pictures, expected as many as synthetic ones, {max(synthetics)}; name a larger pool, "
+            "or fewer in `synthetic_counts`"
+        )
     mixed = plan.mixed_updates or plan.updates
     for seed in plan.seeds:
         for column in plan.columns:
             alone = column in ("real", "real_long")
             updates = plan.updates if column in ("real", "synthetic") else mixed
             for of_real in (0,) if column == "synthetic" else reals:
-                for of_synthetic in (0,) if alone else synthetics:
-                    yield Cell(column=column, real=of_real, synthetic=of_synthetic, updates=updates, seed=seed)
+                for added in (0,) if alone else synthetics:
+                    retrieved = column == "retrieved"
+                    yield Cell(
+                        column=column,
+                        real=of_real,
+                        synthetic=0 if retrieved else added,
+                        retrieved=added if retrieved else 0,
+                        updates=updates,
+                        seed=seed,
+                    )
 
 
 def _counts(asked: Iterable[int] | None, there: int, *, at: str) -> tuple[int, ...]:
@@ -59,12 +74,19 @@ def _counts(asked: Iterable[int] | None, there: int, *, at: str) -> tuple[int, .
     return counts
 
 
-def key_of(cell: Cell, plan: EvaluatePlan, surveys: Mapping[str, Survey], student: Mapping[str, Any]) -> str:
+def key_of(
+    cell: Cell,
+    plan: EvaluatePlan,
+    surveys: Mapping[str, Survey],
+    student: Mapping[str, Any],
+    pool_model: str | None = None,
+) -> str:
     """Identity of what is learned and measured: of two columns that do the same, one is enough.
 
     Args:
-        surveys: of the datasets `real`, `synthetic` and `test`.
+        surveys: of the datasets `real`, `synthetic`, `test` and, if there is one, `pool`.
         student: kind and settings.
+        pool_model: digest of the model by whose features pictures are retrieved.
     """
     decisive: dict[str, Any] = asdict(cell)
     del decisive["column"]
@@ -74,7 +96,10 @@ def key_of(cell: Cell, plan: EvaluatePlan, surveys: Mapping[str, Survey], studen
         decisive["real digest"] = surveys["real"].digest
     if cell.synthetic:
         decisive["synthetic digest"] = surveys["synthetic"].digest
-    if cell.real and cell.synthetic:
+    if cell.retrieved:
+        decisive["pool digest"] = surveys["pool"].digest
+        decisive["pool model"] = pool_model
+    if cell.real and (cell.synthetic or cell.retrieved):
         decisive["real slots"] = real_slots(plan)
     if cell.taught:
         decisive["sure_from"] = plan.sure_from

@@ -7,7 +7,7 @@
   results.json  table.txt  plot.png
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from datagen.files import read_json, write_json
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
 from datagen.meter import console_of
+from datagen.model import Model
 from decoders.errors import UserError
 from decoders.files import write_atomic
 
@@ -75,9 +76,11 @@ def evaluate(
     folder = to or checked.evaluation
     test = checked.test.build()
     pools = {"real": checked.real.build(), "synthetic": checked.synthetic.build()}
+    if checked.pool is not None:
+        pools["pool"] = checked.pool.build()
     check_classes_agree(test, pools)
     student = checked.student.build(taxonomy=test.taxonomy)
-    cells = list(cells_of(checked, real=len(pools["real"]), synthetic=len(pools["synthetic"])))
+    cells = list(cells_of(checked, **{name: len(data) for name, data in pools.items()}))
     if launcher.rank:
         launcher.barrier()  # what the first process finds is remembered
     surveys = {
@@ -89,11 +92,22 @@ def evaluate(
     check_apart(surveys)
     for warning in never_shown(surveys, test.taxonomy):
         console.print(warning, markup=False)
-    keys = {cell: key_of(cell, checked, surveys, checked.student.to_json()) for cell in cells}
+    model = (
+        None if checked.pool_model is None else Model(checked.pool_model.reference(), device=lambda: launcher.device)
+    )
+    space = None if model is None else model.digest
+    keys = {cell: key_of(cell, checked, surveys, checked.student.to_json(), space) for cell in cells}
     missing = [key for key in dict.fromkeys(keys.values()) if not _file(folder, key).exists()]
     launcher.barrier()  # nobody measures before everybody knows what is missing
     if missing:
-        _measure(checked, student, {**pools, "test": test}, folder, keys, missing, launcher, console)
+        data = {**pools, "test": test}
+        nearest = None
+        if model is not None:
+            from datagen.evaluation.retrieval import Retrieval
+
+            sides = {name: (surveys[name].digest, data[name]) for name in ("real", "pool")}
+            nearest = Retrieval(**sides, model=model, folder=folder / "features", console=console).nearest
+        _measure(checked, student, data, nearest, folder, keys, missing, launcher, console)
     launcher.barrier()
     return _summarise(folder, keys, student.headline, write=launcher.rank == 0)
 
@@ -102,6 +116,7 @@ def _measure(
     plan: EvaluatePlan,
     student: "Student",
     data: "Mapping[str, AnnotatedImages]",
+    nearest: Callable[[int], Sequence[int]] | None,
     folder: Path,
     keys: Mapping[Cell, str],
     missing: list[str],
@@ -113,13 +128,13 @@ def _measure(
     from datagen.evaluation.trial import Material, run
 
     kept = {name: Kept(pictures, labels=student.labels) for name, pictures in data.items()}
-    material = Material(student=student, device=launcher.device, **kept)
+    material = Material(student=student, device=launcher.device, data=kept, nearest=nearest)
     first = {key: cell for cell, key in reversed(list(keys.items()))}
     mine = missing[launcher.rank :: launcher.world]
     for place, key in enumerate(mine):
         cell = first[key]
         console.print(
-            f"cell {place + 1} of {len(mine)}: {cell.column}, {told_counts(cell.real, cell.synthetic)}, "
+            f"cell {place + 1} of {len(mine)}: {cell.column}, {told_counts(cell)}, "
             f"{cell.updates} updates, seed {cell.seed}",
             markup=False,
         )

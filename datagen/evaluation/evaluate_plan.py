@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator
 
+from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part
 from datagen.settings import Settings, check, filled_like, read_settings
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 
-Column = Literal["real", "real_long", "synthetic", "both", "teacher"]
+Column = Literal["real", "real_long", "synthetic", "both", "teacher", "retrieved"]
 Counts = Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
 
 
@@ -45,7 +46,13 @@ class EvaluatePlan(Settings):
     columns: Annotated[tuple[Column, ...], MinLen(1)] = ("real", "real_long", "synthetic", "both", "teacher")
     """What is learned from: `real` pictures only; the same with as many updates as the mixed columns (`real_long`);
     `synthetic` only; `both`; and both with the synthetic pictures labelled by the moving average of the student itself
-    (`teacher`; Mean Teacher, arXiv 1703.01780, as SENSE, arXiv 2605.19289, uses it), instead of their own labels."""
+    (`teacher`; Mean Teacher, arXiv 1703.01780, as SENSE, arXiv 2605.19289, uses it), instead of their own labels; and
+    `retrieved`: as many pictures of a `pool` in their place, those most like the real ones, as beat synthetic ones in
+    Unmet Promise (arXiv 2406.05184)."""
+    pool: Annotated[Part | None, OneOf("datasets", at="pool")] = None
+    """Other real pictures with labels, for `retrieved`. What it leaves out is as in `real`."""
+    pool_model: ModelSettings | None = None
+    """The model whose features say which pictures of the pool are like the real ones."""
     real_counts: Counts | None = None
     """So many of the first real pictures, one cell for each; all of them when left out. Labels of synthetic pictures
     must not be made with more of them than the smallest, or a mixed column knows more than it says."""
@@ -90,7 +97,15 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
     Raises:
         UserError: names each wrong key or value in full, and what was expected.
     """
-    plan = check(EvaluatePlan, filled_like(read_settings(path, overrides), "test", "real"))
+    values = filled_like(read_settings(path, overrides), "test", "real")
+    plan = check(EvaluatePlan, filled_like(values, "pool", "real"))
+    if "retrieved" in plan.columns and (plan.pool is None or plan.pool_model is None):
+        raise UserError(
+            "columns: `retrieved` takes pictures from a pool, expected `pool:` (a dataset) and `pool_model:`; add "
+            "them, or leave `retrieved` out"
+        )
+    if "retrieved" not in plan.columns and (plan.pool is not None or plan.pool_model is not None):
+        raise UserError("found `pool` or `pool_model`, but no column that uses them; add `retrieved` to `columns`")
     try:
         plan.views.augmentation()
     except UserError as error:

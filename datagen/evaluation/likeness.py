@@ -103,19 +103,20 @@ def _compared(metric: Any, mine: Features, theirs: Features) -> Any:
     return metric.compute()
 
 
-def _distances(left: Features, right: Features) -> Float32[np.ndarray, "left right"]:
+def distances(left: Features, right: Features) -> Float32[np.ndarray, "left right"]:
+    """Euclidean, of each to each."""
     return torch.cdist(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
 
 def _among(left: Features, right: Features) -> Bool[np.ndarray, " left"]:
     """Whether each lies in the ball around one of `right` that reaches to that one's third neighbour there."""
-    own = np.sort(_distances(right, right), axis=1)
+    own = np.sort(distances(right, right), axis=1)
     reach = own[:, min(_NEIGHBOURS, len(right) - 1)]  # column 0 is the distance to itself
-    return np.any(_distances(left, right) <= reach, axis=1)
+    return np.any(distances(left, right) <= reach, axis=1)
 
 
 def _copied(mine: Features, theirs: Features) -> Bool[np.ndarray, " mine"]:
-    own = _distances(theirs, theirs)
+    own = distances(theirs, theirs)
     np.fill_diagonal(own, np.inf)
     limit = np.percentile(own.min(axis=1), _COPY_PERCENTILE)
-    return _distances(mine, theirs).min(axis=1) < limit
+    return distances(mine, theirs).min(axis=1) < limit

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,29 +22,43 @@ class Row:
     column: str
     real: int
     synthetic: int
+    retrieved: int
     updates: int
     results: Mapping[int, Result]
     """By seed."""
 
+    @property
+    def added(self) -> int:
+        """Pictures that are not among the annotated ones that there are."""
+        return self.synthetic + self.retrieved
+
     def __str__(self) -> str:
-        return f"{self.column}: {told_counts(self.real, self.synthetic)}, {self.updates} updates"
+        return f"{self.column}: {told_counts(self)}, {self.updates} updates"
 
     def values(self, figure: str) -> list[float]:
         return [result[figure] for result in self.results.values() if figure in result]
 
 
-def told_counts(real: int, synthetic: int) -> str:
+def told_counts(of: Cell | Row) -> str:
     """`100 real + 64 synthetic`."""
-    return " + ".join([f"{real} real"] * bool(real) + [f"{synthetic} synthetic"] * bool(synthetic))
+    counts = {"real": of.real, "synthetic": of.synthetic, "retrieved": of.retrieved}
+    return " + ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def rows_of(results: Mapping[Cell, Result]) -> list[Row]:
-    groups: dict[tuple[str, int, int, int], dict[int, Result]] = {}
+    groups: dict[Cell, dict[int, Result]] = {}
     for cell, result in results.items():
-        groups.setdefault((cell.column, cell.real, cell.synthetic, cell.updates), {})[cell.seed] = result
+        groups.setdefault(replace(cell, seed=0), {})[cell.seed] = result
     return [
-        Row(column=column, real=real, synthetic=synthetic, updates=updates, results=by_seed)
-        for (column, real, synthetic, updates), by_seed in groups.items()
+        Row(
+            column=cell.column,
+            real=cell.real,
+            synthetic=cell.synthetic,
+            retrieved=cell.retrieved,
+            updates=cell.updates,
+            results=by_seed,
+        )
+        for cell, by_seed in groups.items()
     ]
 
 
@@ -108,13 +122,13 @@ def _gains(rows: Sequence[Row], headline: str) -> list[str]:
     told: list[str] = []
     for number, row in enumerate(rows, start=1):
         equal = [other for other in alone if other.real == row.real and other.updates == row.updates]
-        if row.synthetic and row.real and equal:
+        if row.added and row.real and equal:
             gain = differences(row, equal[0], headline)
             against = rows.index(equal[0]) + 1
             told.append(f"{number} - {against}, as many updates on real pictures alone: {interval(gain, signed=True)}")
     for number, row in enumerate(rows, start=1):
         curve = {other.real: other for other in alone if other.updates == row.updates}
-        if row.synthetic and len(curve) > 1:
+        if row.added and len(curve) > 1:
             worth = break_even(row, list(curve.values()), headline)
             told.append(f"{number} is worth {worth} real pictures, learned from for as long")
     return ["", headline, *told] if told else []
@@ -131,7 +145,7 @@ def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:
     rows = [row for row in rows_of(results) if row.values(headline)]
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(row.column + (f", {row.synthetic} synthetic" if row.synthetic else ""), []).append(row)
+        lines.setdefault(row.column + (f", {row.added} added" if row.added else ""), []).append(row)
     for name, unordered in lines.items():
         members = sorted(unordered, key=lambda row: row.real)
         means = [statistics.fmean(row.values(headline)) for row in members]

@@ -66,6 +66,17 @@ def _bytes(picture: AnnotatedImage) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Pictures that a batch is partly made of."""
+
+    pictures: Kept
+    chosen: Sequence[int]
+    """Which of them, by number."""
+    slots: int
+    """How many of each batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyBatch:
     """Views side by side: those of real pictures first."""
 
@@ -81,7 +92,7 @@ class Study:
 
     def __init__(
         self,
-        pools: Sequence[tuple[Kept, int, int]],
+        parts: Sequence[Part],
         *,
         size: Size,
         augmentation: Augmentation,
@@ -90,11 +101,10 @@ class Study:
     ) -> None:
         """
         Args:
-            pools: pictures, how many of the first of them are used, and how many of each batch they are.
-            weak: whether a teacher looks at the last pool, too.
+            weak: whether a teacher looks at the last part, too.
         """
-        self._pools = pools
-        self._rounds = [Rounds(count, seed=seed + place) for place, (_, count, _) in enumerate(pools)]
+        self._parts = parts
+        self._rounds = [Rounds(len(part.chosen), seed=seed + place) for place, part in enumerate(parts)]
         self._size = size
         self._augmentation = augmentation
         self._plain = replace(augmentation, jitter=0.0)
@@ -107,12 +117,13 @@ class Study:
         """
         views: list[AnnotatedImage] = []
         plain: list[AnnotatedImage] = []
-        for place, (pictures, _, share) in enumerate(self._pools):
-            for slot in range(share):
-                turn, index = self._rounds[place].at(number * share + slot)
-                views.append(self._view(pictures[index], turn, (place, index), self._augmentation))
-                if self._weak and place == len(self._pools) - 1:
-                    plain.append(self._view(pictures[index], turn, (place, index), self._plain))
+        for place, part in enumerate(self._parts):
+            for slot in range(part.slots):
+                turn, position = self._rounds[place].at(number * part.slots + slot)
+                index = part.chosen[position]
+                views.append(self._view(part.pictures[index], turn, (place, index), self._augmentation))
+                if self._weak and place == len(self._parts) - 1:
+                    plain.append(self._view(part.pictures[index], turn, (place, index), self._plain))
         return StudyBatch(
             pictures=as_tensor([view.image for view in views]),
             labels=[view.labels for view in views],

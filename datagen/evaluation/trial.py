@@ -1,7 +1,7 @@
 """One cell: a student learns from its pictures and is measured on those of the test."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from datagen.adaptation.training_state import STATE_FILE
 from datagen.evaluation.boundaries import BoundaryErrors
 from datagen.evaluation.columns import Cell
 from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
-from datagen.evaluation.study import Kept, Study, StudyBatch, at_native_size, shown
+from datagen.evaluation.study import Kept, Part, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
 from datagen.students import Student
 from decoders.labels import LabelSet, without_unsure
@@ -27,9 +27,10 @@ class Material:
     """What the cells of a plan share, each dataset read into memory once."""
 
     student: Student
-    real: Kept
-    synthetic: Kept
-    test: Kept
+    data: Mapping[str, Kept]
+    """`real`, `synthetic`, `test` and, where the plan has one, `pool`."""
+    nearest: Callable[[int], Sequence[int]] | None
+    """So many first real pictures -> numbers of the pool's, the most like them first; None without a pool."""
     device: str
 
 
@@ -56,7 +57,7 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
     network = student.build().to(material.device)
     teacher = copy.deepcopy(network).requires_grad_(False).eval() if cell.taught else None
     study = Study(
-        _pools(cell, plan, material),
+        _parts(cell, plan, material),
         size=plan.size,
         augmentation=plan.views.augmentation(),
         weak=cell.taught,
@@ -88,13 +89,18 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
         )
 
 
-def _pools(cell: Cell, plan: EvaluatePlan, material: Material) -> Sequence[tuple[Kept, int, int]]:
-    if not cell.synthetic:
-        return [(material.real, cell.real, plan.batch_size)]
-    if not cell.real:
-        return [(material.synthetic, cell.synthetic, plan.batch_size)]
-    share = real_slots(plan)
-    return [(material.real, cell.real, share), (material.synthetic, cell.synthetic, plan.batch_size - share)]
+def _parts(cell: Cell, plan: EvaluatePlan, material: Material) -> Sequence[Part]:
+    """What batches are made of, real pictures first."""
+    chosen: dict[str, Sequence[int]] = {"real": range(cell.real), "synthetic": range(cell.synthetic)}
+    if cell.retrieved:
+        assert material.nearest is not None, "there is a pool, or the plan is refused"
+        chosen["pool"] = material.nearest(cell.real)[: cell.retrieved]
+    names = [name for name, numbers in chosen.items() if len(numbers)]
+    slots = [plan.batch_size] if len(names) == 1 else [real_slots(plan), plan.batch_size - real_slots(plan)]
+    return [
+        Part(pictures=material.data[name], chosen=chosen[name], slots=count)
+        for name, count in zip(names, slots, strict=True)
+    ]
 
 
 def _without_doubt(labels: LabelSet, sure_from: float) -> LabelSet:
@@ -105,16 +111,17 @@ def _without_doubt(labels: LabelSet, sure_from: float) -> LabelSet:
 def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, tick: Tick) -> dict[str, float]:
     """Figures as `<label> <figure>`, each picture in its own pixels."""
     student = material.student
+    test = material.data["test"]
     scores, boundaries = student.scores(), BoundaryErrors()
-    for index in range(len(material.test)):
-        picture = material.test[index]
+    for index in range(len(test)):
+        picture = test[index]
         pixels = shown(picture, plan.size, student.size_multiple).to(material.device)
         found = at_native_size(student.read(network, pixels)[0], picture)
         for name, score in scores.items():
             score.add(found[name], picture.labels[name])
         if "semantic" in scores:
             boundaries.add(found, picture.labels)
-        tick(index + 1, len(material.test))
+        tick(index + 1, len(test))
     figures = {name: score.result() for name, score in scores.items()}
     for found in figures.values():
         found.pop("ece", None)  # how sure students are is not asked

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 
 from datagen.adaptation.loop import advance
-from datagen.datasets import AnnotatedImages
+from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation import trial
 from datagen.evaluation.apart import check_classes_agree
@@ -25,12 +26,15 @@ from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
 from datagen.evaluation.columns import Cell, cells_of
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, EvaluationSummary, evaluate
 from datagen.evaluation.evaluate_plan import load_evaluate_plan
-from datagen.evaluation.report import Row, break_even, differences, half_width, interval, table
-from datagen.evaluation.study import Kept, Study, at_native_size, shown
+from datagen.evaluation.report import Row, break_even, differences, half_width, interval, rows_of, table
+from datagen.evaluation.retrieval import Retrieval
+from datagen.evaluation.study import Kept, Part, Study, at_native_size, shown
 from datagen.files import read_image, read_json
+from datagen.model import Model
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 from decoders.labels import semantic_ids, semantic_map
+from decoders.references import ModelReference
 from tests.datagen.toys import environment
 
 SCENE = {"format": "pocket_scenes", "height": 32, "width": 48}
@@ -61,12 +65,11 @@ def evaluated(plan: Path, *overrides: str) -> EvaluationSummary:
 
 
 def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = write_plan(tmp_path / "plan ü.yaml")
+    columns = ["real", "synthetic", "both"]
+    plan = write_plan(tmp_path / "plan ü.yaml", columns=columns, mixed_updates=None)
     summary = evaluated(plan)
-    assert [cell.column for cell in summary.results][:7] == [
-        "real", "real", "real_long", "real_long", "synthetic", "both", "both"
-    ]  # fmt: skip
-    assert len(summary.results) == 18
+    assert [cell.column for cell in summary.results][:5] == ["real", "real", "synthetic", "both", "both"]
+    assert len(summary.results) == 10
     for result in summary.results.values():
         assert 0 <= result["semantic miou"] <= 1
         assert {"semantic error/0-1 px", "semantic iou/road"} <= result.keys()
@@ -74,7 +77,8 @@ def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [cell["measured"] for cell in cells] == list(summary.results.values())
     assert read_image(summary.folder / PLOT_FILE).std() > 5
     assert "2 seeds: mean ± half of the 95 % interval over seeds" in summary.table
-    assert "as many updates on real pictures alone" in summary.table
+    assert "4 - 1, as many updates on real pictures alone: " in summary.table
+    assert "real pictures, learned from for as long" in summary.table
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
@@ -124,6 +128,32 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
 
 
+def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str, Path], tmp_path: Path):
+    """The pool holds the real pictures themselves, after others: these must be found first."""
+    real, pool = (PocketScenes(count=count, seed=seed, height=32, width=32) for count, seed in ((2, 10), (6, 8)))
+    sides = {"real": (data_digest(real), real), "pool": (data_digest(pool), pool)}
+    model = Model(ModelReference(source=str(pipelines["sd1"])))
+    found = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True))
+    assert set(found.nearest(2)[:2]) == {2, 3}
+    assert found.nearest(1)[0] == 2
+    assert sorted(found.nearest(2)) == list(range(6))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    plan = write_plan(
+        tmp_path / "plan.yaml",
+        columns=["retrieved"],
+        real_counts=[4],
+        seeds=[0],
+        pool={"seed": 70, "count": 5},
+        pool_model={"source": str(pipelines["sd1"])},
+    )
+    summary = evaluated(plan)
+    assert [str(row) for row in rows_of(summary.results)] == ["retrieved: 4 real + 3 retrieved, 3 updates"]
+    with pytest.raises(UserError, match=r"pool: found 2 pictures, expected as many as synthetic ones, 3"):
+        evaluated(plan, "pool.count=2")
+    with pytest.raises(UserError, match=r"test pictures are also in `pool`"):
+        evaluated(plan, "pool.split=test", "pool.seed=0")
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_cells(tmp_path: Path):
     chosen = {"columns": ["real", "both"], "real_counts": [4]}
@@ -160,6 +190,8 @@ def test_a_teacher_decides_what_is_learned(tmp_path: Path):
         ({"student": {"kind": "segmentor"}}, r"student\.kind: unknown kind 'segmentor'; did you mean 'segmenter'"),
         ({"test": {"split": "few_shot", "count": 2}}, r"2 of 2 test pictures are also in `real`, first 01000000"),
         ({"synthetic": {"format": "coco", "root": "nowhere"}}, r"synthetic: .*nowhere"),
+        ({"columns": ["retrieved"]}, r"columns: `retrieved` takes pictures from a pool, expected `pool:`"),
+        ({"pool_model": {"source": "x"}}, r"found `pool` or `pool_model`, but no column that uses them"),
         ({"views": {"zoom": [2.0, 1.0]}}, r"zoom must be two rising numbers"),
     ],
 )
@@ -249,7 +281,7 @@ def test_errors_are_counted_by_their_distance():
 
 def row(column: str, real: int, values: list[float], synthetic: int = 0) -> Row:
     results = {seed: {"miou": value} for seed, value in enumerate(values)}
-    return Row(column=column, real=real, synthetic=synthetic, updates=1, results=results)
+    return Row(column=column, real=real, synthetic=synthetic, retrieved=0, updates=1, results=results)
 
 
 def test_what_synthetic_pictures_are_worth():
@@ -298,8 +330,8 @@ def scenes() -> Kept:
 
 def test_batches_are_functions_of_their_number(scenes: Kept):
     def study() -> Study:
-        pools = [(scenes, 2, 1), (scenes, 3, 2)]
-        return Study(pools, size=(32, 32), augmentation=Augmentation(), weak=True, seed=1)
+        parts = [Part(pictures=scenes, chosen=(0, 1), slots=1), Part(pictures=scenes, chosen=(2, 0, 1), slots=2)]
+        return Study(parts, size=(32, 32), augmentation=Augmentation(), weak=True, seed=1)
 
     first, second = study(), study()
     first(0)
@@ -315,7 +347,8 @@ def test_batches_are_functions_of_their_number(scenes: Kept):
 def test_what_a_teacher_sees_differs_in_colour_alone(scenes: Kept):
     """Without jitter the strong view is the weak one: the same place, the same mirror."""
     for jitter, same in ((0.0, True), (0.4, False)):
-        study = Study([(scenes, 3, 3)], size=(32, 32), augmentation=Augmentation(jitter=jitter), weak=True, seed=0)
+        parts = [Part(pictures=scenes, chosen=range(3), slots=3)]
+        study = Study(parts, size=(32, 32), augmentation=Augmentation(jitter=jitter), weak=True, seed=0)
         batch = study(0)
         assert batch.weak is not None
         assert torch.equal(batch.weak, batch.pictures) == same

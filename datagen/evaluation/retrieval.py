@@ -1,0 +1,57 @@
+"""Which pictures of a pool are most like a few real ones, by the features of a model."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from datagen.evaluation.likeness import Embedder, Features, distances
+from datagen.meter import meter
+from datagen.model import Model
+from decoders.files import atomic_file
+from decoders.labels import AnnotatedImage
+
+
+class Retrieval:
+    """Features of both sides, computed once and kept in a folder."""
+
+    def __init__(
+        self,
+        *,
+        real: tuple[str, Sequence[AnnotatedImage]],
+        pool: tuple[str, Sequence[AnnotatedImage]],
+        model: Model,
+        folder: Path,
+        console: Console,
+    ) -> None:
+        """Args:
+        real, pool: each with its digest in front.
+        """
+        self._real = real
+        self._pool = pool
+        self._model = model
+        self._folder = folder
+        self._console = console
+        self.nearest = cache(self._nearest)
+
+    def _nearest(self, count: int) -> tuple[int, ...]:
+        """Numbers of the pool's pictures, the nearest to any of the first `count` real ones first."""
+        real, pool = self._features(*self._real), self._features(*self._pool)
+        spread = pool.std(axis=0) + np.float32(1e-6)
+        found = distances(pool / spread, real[:count] / spread).min(axis=1)
+        return tuple(np.argsort(found, kind="stable").tolist())
+
+    def _features(self, digest: str, pictures: Sequence[AnnotatedImage]) -> Features:
+        file = self._folder / f"{digest[:16]}_{self._model.digest[:16]}.npy"
+        if not file.exists():
+            embedder = Embedder(self._model.checkpoint)
+            rows: list[np.ndarray] = []
+            with meter("look", console=self._console) as tick:
+                for index, picture in enumerate(pictures):
+                    rows.append(embedder.embed(picture))
+                    tick(index + 1, len(pictures))
+            with atomic_file(file) as opened:
+                np.save(opened, np.stack(rows))
+        return np.load(file)
