@@ -215,17 +215,18 @@ def measure(cell: Cell) -> Mapping[str, Any]:
     recipes = layouts(cell["pictures"])
     network = the_judge(cell["judge scenes"], cell["judge updates"])
     if cell["part"] == "renders":
-        return judged(network, recipes, rendered(cell))
+        return judged(network, recipes, rendered(cell, recipes))
     pictures, costs = draw(cell, recipes)
     sheet = np.concatenate([_row([_colored(recipe) for recipe in recipes[:8]]), _row(pictures[:8])])
     write_atomic(home() / f"{cell['setting']}.png", encode_png(sheet))
     return judged(network, recipes, pictures) | costs
 
 
-def rendered(cell: Cell) -> UInt8[np.ndarray, "pictures height width 3"]:
+def rendered(cell: Cell, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "pictures height width 3"]:
     """The streets of the layouts in the looks asked for or in their own, after the model's codec."""
     scenes = PocketScenes(split="test", count=cell["pictures"], **REFERENCES[cell["setting"]])
-    return vae.reconstruct(load_checkpoint(MODEL).vae, np.stack([scene.image for scene in scenes]))
+    images = [scenes.load(recipe.attributes["source"]).image for recipe in recipes]
+    return vae.reconstruct(load_checkpoint(MODEL).vae, np.stack(images))
 
 
 def measure_rare(cell: Cell) -> dict[str, float]:
