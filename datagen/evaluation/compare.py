@@ -71,7 +71,7 @@ class Comparison:
     """Whose features the distances are told from."""
     likeness: "Likeness"
     copies: tuple[str, ...]
-    """Names of pictures that are all but in the reference."""
+    """Names of the pictures that may be copies of one of the reference."""
     found: Contents
     reference: Contents
 
@@ -83,7 +83,8 @@ class Comparison:
             f"{found.pictures} pictures against {reference.pictures} of the reference, by features of {self.model}",
             f"KID x 1000: {like.kid:.2f} (deviation over subsets {like.kid_deviation:.2f}); Fréchet: {frechet}",
             f"precision {like.precision:.3f}, recall {like.recall:.3f}",
-            f"all but copies of the reference: {len(self.copies)}" + (f" ({listed})" if listed else ""),
+            f"nearer to one of the reference than 99 % of those are to each other: {len(self.copies)}"
+            + (f" ({listed})" if listed else ""),
             "",
             f"{'objects per picture':28}{'here':>9}{'reference':>11}",
         ]

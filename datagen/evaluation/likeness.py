@@ -54,9 +54,9 @@ class Likeness:
 
 
 def likeness(pictures: Features, reference: Features) -> Likeness:
-    """Both sides with the same channels; features are scaled by the reference's deviations first."""
-    spread = reference.std(axis=0) + 1e-6
-    mine, theirs = pictures / spread, reference / spread
+    """Both sides with the same channels, which are brought to mean 0 and deviation 1 of the reference first."""
+    mean, spread = reference.mean(axis=0), reference.std(axis=0) + np.float32(1e-6)
+    mine, theirs = (pictures - mean) / spread, (reference - mean) / spread
     kid, deviation = _kernel_distance(mine, theirs)
     return Likeness(
         kid=1000 * kid,
