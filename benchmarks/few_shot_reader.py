@@ -13,19 +13,17 @@ Every cell resumes by its content hash.
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL, RATES, fit_best
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.evaluation.report import half_width
 from datagen.fit_plan import FitPlan, load_fit_plan
 from datagen.fitting import with_phrases
 from datagen.settings import read_settings
@@ -132,12 +130,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def interval(differences: Sequence[float]) -> str:
     """Mean and 95 % interval of paired differences by Student's t; one seed has no interval."""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.1f} (one seed)"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    half = float(student_t.ppf(0.975, len(differences) - 1)) * error
-    return f"{mean:+.1f} ({mean - half:+.1f}..{mean + half:+.1f})"
+    mean, half = statistics.mean(differences), half_width(differences)
+    return f"{mean:+.1f} (one seed)" if half is None else f"{mean:+.1f} ({mean - half:+.1f}..{mean + half:+.1f})"
 
 
 if __name__ == "__main__":

@@ -89,6 +89,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE ...", help="Change keys of the plan: --set generator.steps=30 seed=7"),
 ]
+FolderForAll = Annotated[
+    Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
+]
 
 
 def _print_version(wanted: bool) -> bool:
@@ -177,9 +180,7 @@ def probe(
 @app.command(cls=_WithSettings, epilog="Example: datagen adapt configs/adapt.yaml --to models/camvid --set updates=500")
 def adapt(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
-    ] = None,
+    to: FolderForAll = None,
     settings: Settings = None,
 ) -> None:
     """Train a model on a domain's pictures, as a LoRA file or a model of its own. The same command goes on."""
@@ -191,9 +192,7 @@ def adapt(
 @app.command(cls=_WithSettings, epilog="Example: datagen control configs/control.yaml --to models/control")
 def control(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
-    ] = None,
+    to: FolderForAll = None,
     settings: Settings = None,
 ) -> None:
     """Train a ControlNet to draw after label maps, and measure whether it does. The same command goes on."""
@@ -205,9 +204,7 @@ def control(
 @app.command(cls=_WithSettings, epilog="Example: datagen evaluate configs/evaluate.yaml --to runs/worth")
 def evaluate(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
-    ] = None,
+    to: FolderForAll = None,
     settings: Settings = None,
 ) -> None:
     """Train students on real and synthetic pictures and say what the synthetic ones are worth. It can be resumed."""

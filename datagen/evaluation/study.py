@@ -22,7 +22,7 @@ _MEMORY = 2 * 2**30
 
 
 class Kept:
-    """The first pictures of a dataset with the labels that are learned from; those used last stay in memory."""
+    """The pictures of a dataset with the labels that are learned from; those used last stay in memory."""
 
     def __init__(self, data: AnnotatedImages, *, labels: Sequence[str], memory: int = _MEMORY) -> None:
         self._data = data
