@@ -11,6 +11,7 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ CONDITIONS: Mapping[str, tuple[Mapping[str, float], float]] = {
 """Name -> options of the task semantic ({} are its defaults, which balance), `FitSettings.repeat_below`."""
 
 
+@cache
 def long_tailed(seed: int) -> list[AnnotatedImage]:
     """The first scenes of the span that make up the protocol; a tail class too small to count is not in them either."""
     tail = [world.TAXONOMY.names.index(name) + 1 for name in TAIL]

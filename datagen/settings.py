@@ -136,11 +136,17 @@ def check(
 
 def filled_like(values: dict[str, Any], name: str, like: str) -> dict[str, Any]:
     """Settings in which the dataset under `name` has what it leaves out from that under `like`, if of one format."""
-    data, other = values.get(like), values.get(name)
-    if not isinstance(data, dict) or not isinstance(other, dict):
+    if name not in values:
         return values
+    return values | {name: filled(values[name], values.get(like))}
+
+
+def filled(other: Any, data: Any) -> Any:
+    """The settings of a dataset, and what they leave out from those of another, if of one format."""
+    if not isinstance(data, dict) or not isinstance(other, dict):
+        return other
     same = other.get("format", data.get("format")) == data.get("format")
-    return values | {name: data | other} if same else values
+    return data | other if same else other
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once() -> Iterator[None]:
+    """The same few scenes are asked for again and again, not least by the type checker, which looks into each dataset
+    that is passed on; drawing one with every annotation executed takes half a second."""
+    from datagen.pocket import world
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "render_scene", lru_cache(maxsize=256)(world.render_scene))
+        yield
 
 
 @pytest.fixture(scope="session")

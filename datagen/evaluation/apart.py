@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -46,30 +47,31 @@ def _hash(picture: AnnotatedImage) -> str:
     return hashlib.sha256(repr(picture.image.shape).encode() + picture.image.tobytes()).hexdigest()
 
 
-def check_apart(surveys: Mapping[str, Survey]) -> None:
+def check_apart(tests: Mapping[str, Survey], learned: Mapping[str, Survey]) -> None:
     """Args:
-        surveys: of every dataset by name, that which is measured on under `test`.
+        tests: of every dataset that is measured on, by name.
+        learned: of every dataset that is learned from.
 
     Raises:
-        UserError: a test picture is also in one of the others.
+        UserError: a test picture is also in one of those that are learned from.
     """
-    mine = surveys["test"].pictures
-    for name, other in surveys.items():
+    for (test, measured), (name, other) in product(tests.items(), learned.items()):
+        mine = measured.pictures
         shared = sorted(mine.keys() & other.pictures.keys(), key=lambda key: mine[key])
-        if shared and name != "test":
+        if shared:
             raise UserError(
-                f"{len(shared)} of {len(mine)} test pictures are also in `{name}`, first {mine[shared[0]]} (there "
-                f"{other.pictures[shared[0]]}); a student must not have seen what it is measured on: take them out of "
-                "one"
+                f"{len(shared)} of {len(mine)} pictures of `{test}` are also in `{name}`, first {mine[shared[0]]} "
+                f"(there {other.pictures[shared[0]]}); a student must not have seen what it is measured on: take them "
+                "out of one"
             )
 
 
-def never_shown(surveys: Mapping[str, Survey], taxonomy: Taxonomy) -> Iterator[str]:
-    """What to tell about classes of the test pictures that others do not show."""
-    for name, other in surveys.items():
-        if missing := sorted(surveys["test"].classes - other.classes):
+def never_shown(tests: Mapping[str, Survey], learned: Mapping[str, Survey], taxonomy: Taxonomy) -> Iterator[str]:
+    """What to tell about classes of the test pictures that those to learn from do not show."""
+    for (test, measured), (name, other) in product(tests.items(), learned.items()):
+        if missing := sorted(measured.classes - other.classes):
             classes = ", ".join(taxonomy.names[number - 1] for number in missing)
-            yield f"`{name}` never shows {classes}, but `test` does: who learns from it alone cannot know them"
+            yield f"`{name}` never shows {classes}, but `{test}` does: who learns from it alone cannot know them"
 
 
 def check_classes_agree(test: AnnotatedImages, others: Mapping[str, AnnotatedImages], *, by: str = "test") -> None:

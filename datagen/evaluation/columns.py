@@ -33,6 +33,11 @@ class Cell:
         return self.column == "teacher"
 
 
+def figure_on(test: str, figure: str) -> str:
+    """What a figure of one of the test sets is called: `semantic miou`, and `semantic miou on night`."""
+    return figure if test == "test" else f"{figure} on {test}"
+
+
 def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int, pool: int = 0) -> Iterator[Cell]:
     """Every cell of a plan, seeds outermost: when time runs out, every condition has the same number of them.
 
@@ -78,19 +83,23 @@ def key_of(
     cell: Cell,
     plan: EvaluatePlan,
     surveys: Mapping[str, Survey],
+    tests: Mapping[str, Survey],
     student: Mapping[str, Any],
     pool_model: str | None = None,
 ) -> str:
     """Identity of what is learned and measured: of two columns that do the same, one is enough.
 
     Args:
-        surveys: of the datasets `real`, `synthetic`, `test` and, if there is one, `pool`.
+        surveys: of the datasets `real`, `synthetic` and, if there is one, `pool`.
+        tests: of the datasets that are measured on, `test` among them.
         student: kind and settings.
         pool_model: digest of the model by whose features pictures are retrieved.
     """
     decisive: dict[str, Any] = asdict(cell)
     del decisive["column"]
-    decisive |= {"taught": cell.taught, "student": dict(student), "test": surveys["test"].digest}
+    decisive |= {"taught": cell.taught, "student": dict(student), "test": tests["test"].digest}
+    if len(tests) > 1:
+        decisive["tests"] = {name: each.digest for name, each in tests.items()}
     decisive |= plan.model_dump(mode="json", include=set(_LEARNED))
     if cell.real:
         decisive["real digest"] = surveys["real"].digest

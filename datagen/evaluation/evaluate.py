@@ -7,7 +7,7 @@
   results.json  table.txt  plot.png
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from datagen.evaluation.apart import check_apart, check_classes_agree, never_shown, survey
-from datagen.evaluation.columns import Cell, cells_of, key_of
+from datagen.evaluation.columns import Cell, cells_of, figure_on, key_of
 from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
 from datagen.files import read_json, write_json
 from datagen.launchers import Launcher
@@ -27,8 +27,7 @@ from decoders.errors import UserError
 from decoders.files import write_atomic
 
 if TYPE_CHECKING:
-    from datagen.datasets import AnnotatedImages
-    from datagen.students import Student
+    from datagen.evaluation.trial import Material
 
 RESULTS_FILE = "results.json"
 TABLE_FILE = "table.txt"
@@ -74,49 +73,56 @@ def evaluate(
     launcher = launcher or Local()
     console = console_of(launcher.rank, console)
     folder = to or checked.evaluation
-    test = checked.test.build()
+    tests = {"test": checked.test.build()} | {name: part.build() for name, part in checked.more_tests.items()}
+    test = tests["test"]
     pools = {"real": checked.real.build(), "synthetic": checked.synthetic.build()}
     if checked.pool is not None:
         pools["pool"] = checked.pool.build()
-    check_classes_agree(test, pools)
+    check_classes_agree(test, pools | {name: each for name, each in tests.items() if name != "test"})
     student = checked.student.build(taxonomy=test.taxonomy)
     cells = list(cells_of(checked, **{name: len(data) for name, data in pools.items()}))
     if launcher.rank:
         launcher.barrier()  # what the first process finds is remembered
-    surveys = {
-        name: survey(data, folder=folder / "surveys", console=console) for name, data in {**pools, "test": test}.items()
-    }
+    surveys, measured = (
+        {name: survey(each, folder=folder / "surveys", console=console) for name, each in some.items()}
+        for some in (pools, tests)
+    )
     if launcher.rank == 0:
         write_atomic(folder / "plan.yaml", _as_yaml(checked).encode())
         launcher.barrier()
-    check_apart(surveys)
-    for warning in never_shown(surveys, test.taxonomy):
+    check_apart(measured, surveys)
+    for warning in never_shown(measured, surveys, test.taxonomy):
         console.print(warning, markup=False)
     model = (
         None if checked.pool_model is None else Model(checked.pool_model.reference(), device=lambda: launcher.device)
     )
     space = None if model is None else model.digest
-    keys = {cell: key_of(cell, checked, surveys, checked.student.to_json(), space) for cell in cells}
+    keys = {cell: key_of(cell, checked, surveys, measured, checked.student.to_json(), space) for cell in cells}
     missing = [key for key in dict.fromkeys(keys.values()) if not _file(folder, key).exists()]
     launcher.barrier()  # nobody measures before everybody knows what is missing
     if missing:
-        data = {**pools, "test": test}
+        from datagen.evaluation.study import Kept
+        from datagen.evaluation.trial import Material
+
         nearest = None
         if model is not None:
             from datagen.evaluation.retrieval import Retrieval
 
-            sides = {name: (surveys[name].digest, data[name]) for name in ("real", "pool")}
+            sides = {name: (surveys[name].digest, pools[name]) for name in ("real", "pool")}
             nearest = Retrieval(**sides, model=model, folder=folder / "features", console=console).nearest
-        _measure(checked, student, data, nearest, folder, keys, missing, launcher, console)
+        learned, kept = (
+            {name: Kept(pictures, labels=student.labels) for name, pictures in some.items()} for some in (pools, tests)
+        )
+        material = Material(student=student, device=launcher.device, data=learned, tests=kept, nearest=nearest)
+        _measure(checked, material, folder, keys, missing, launcher, console)
     launcher.barrier()
-    return _summarise(folder, keys, student.headline, write=launcher.rank == 0)
+    headlines = [figure_on(name, student.headline) for name in tests]
+    return _summarise(folder, keys, headlines, write=launcher.rank == 0)
 
 
 def _measure(
     plan: EvaluatePlan,
-    student: "Student",
-    data: "Mapping[str, AnnotatedImages]",
-    nearest: Callable[[int], Sequence[int]] | None,
+    material: "Material",
     folder: Path,
     keys: Mapping[Cell, str],
     missing: list[str],
@@ -124,11 +130,8 @@ def _measure(
     console: Console,
 ) -> None:
     from datagen.evaluation.report import told_counts
-    from datagen.evaluation.study import Kept
-    from datagen.evaluation.trial import Material, run
+    from datagen.evaluation.trial import run
 
-    kept = {name: Kept(pictures, labels=student.labels) for name, pictures in data.items()}
-    material = Material(student=student, device=launcher.device, data=kept, nearest=nearest)
     first = {key: cell for cell, key in reversed(list(keys.items()))}
     mine = missing[launcher.rank :: launcher.world]
     for place, key in enumerate(mine):
@@ -146,17 +149,18 @@ def _file(folder: Path, key: str) -> Path:
     return folder / "cells" / f"{key}.json"
 
 
-def _summarise(folder: Path, keys: Mapping[Cell, str], headline: str, *, write: bool) -> EvaluationSummary:
+def _summarise(folder: Path, keys: Mapping[Cell, str], headlines: Sequence[str], *, write: bool) -> EvaluationSummary:
     from datagen.evaluation.report import plot, table
 
     results = {cell: read_json(_file(folder, key))["measured"] for cell, key in keys.items()}
-    if not all(headline in result for result in results.values()):
-        raise UserError(f"no test picture has anything to measure {headline!r} on; check the labels of `test`")
-    told = table(results, headline)
+    for headline in headlines:
+        if not all(headline in result for result in results.values()):
+            raise UserError(f"no test picture has anything to measure {headline!r} on; check the labels of the test")
+    told = table(results, headlines)
     if write:
         write_json(folder / RESULTS_FILE, [asdict(cell) | {"measured": result} for cell, result in results.items()])
         write_atomic(folder / TABLE_FILE, f"{told}\n".encode())
-        plot(results, headline, folder / PLOT_FILE)
+        plot(results, headlines, folder / PLOT_FILE)
     return EvaluationSummary(folder=folder, table=told, results=results)
 
 

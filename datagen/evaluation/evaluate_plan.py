@@ -1,15 +1,15 @@
 """A plan of the verb `evaluate`: which student learns from which pictures, and is measured on which."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import field_validator
 
 from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part
-from datagen.settings import Settings, check, filled_like, read_settings
+from datagen.settings import Settings, check, filled, filled_like, read_settings
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 
@@ -43,6 +43,9 @@ class EvaluatePlan(Settings):
     """The dataset whose worth is asked for."""
     test: Annotated[Part, OneOf("datasets", at="test")]
     """Real pictures that nobody has learned from. What it leaves out is as in `real`, unless it has another format."""
+    more_tests: Mapping[str, Annotated[Part, OneOf("datasets", at="more_tests")]] = {}
+    """Other test pictures by what is special of them, such as `night`, on which the same students are measured, too.
+    What they leave out is as in `test`, unless they have another format."""
     columns: Annotated[tuple[Column, ...], MinLen(1)] = ("real", "real_long", "synthetic", "both", "teacher")
     """What is learned from: `real` pictures only; the same with as many updates as the mixed columns (`real_long`);
     `synthetic` only; `both`; and both with the synthetic pictures labelled by the moving average of the student itself
@@ -98,7 +101,11 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
         UserError: names each wrong key or value in full, and what was expected.
     """
     values = filled_like(read_settings(path, overrides), "test", "real")
-    plan = check(EvaluatePlan, filled_like(values, "pool", "real"))
+    values = filled_like(values, "pool", "real")
+    more: Any = values.get("more_tests")
+    if isinstance(more, dict):
+        values |= {"more_tests": {name: filled(data, values.get("test")) for name, data in more.items()}}
+    plan = check(EvaluatePlan, values)
     if "retrieved" in plan.columns and (plan.pool is None or plan.pool_model is None):
         raise UserError(
             "columns: `retrieved` takes pictures from a pool, expected `pool:` (a dataset) and `pool_model:`; add "
@@ -110,6 +117,8 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
         plan.views.augmentation()
     except UserError as error:
         raise UserError(f"views: {error}") from None
+    if "test" in plan.more_tests:
+        raise UserError("more_tests: found 'test', which is the name of the first one; call it what it shows")
     if real_slots(plan) in (0, plan.batch_size):
         raise UserError(
             f"real_share {plan.real_share:g} of a batch_size of {plan.batch_size} leaves no place for "

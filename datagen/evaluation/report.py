@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scipy.stats import t as student_t
 
 from datagen.evaluation.columns import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Result = Mapping[str, float]
 CONFIDENCE = 0.95
@@ -95,15 +99,17 @@ def differences(row: Row, other: Row, figure: str) -> list[float]:
     return [row.results[seed][figure] - other.results[seed][figure] for seed in shared]
 
 
-def table(results: Mapping[Cell, Result], headline: str) -> str:
+def table(results: Mapping[Cell, Result], headlines: Sequence[str]) -> str:
     """Every condition with its figures; then what synthetic pictures add, and how many real ones they stand for."""
     rows = rows_of(results)
     figures = list(dict.fromkeys(name for row in rows for result in row.results.values() for name in result))
-    ordered = sorted(figures, key=lambda name: (name != headline, "/" in name))  # those of classes and bands last
+    ordered = sorted(figures, key=lambda name: (name not in headlines, "/" in name))  # those of classes and bands last
     seeds = max(len(row.results) for row in rows)
     said = f"{seeds} seeds: mean ± half of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals"
     lines = [f"{number}  {row}" for number, row in enumerate(rows, start=1)]
-    return "\n".join([*lines, "", said, *_grid(rows, ordered), *_gains(rows, headline)])
+    return "\n".join(
+        [*lines, "", said, *_grid(rows, ordered), *(line for each in headlines for line in _gains(rows, each))]
+    )
 
 
 def _grid(rows: Sequence[Row], figures: Sequence[str]) -> list[str]:
@@ -134,15 +140,23 @@ def _gains(rows: Sequence[Row], headline: str) -> list[str]:
     return ["", headline, *told] if told else []
 
 
-def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:
-    """The headline against the number of real pictures, a line for each column and count of synthetic ones."""
+def plot(results: Mapping[Cell, Result], headlines: Sequence[str], to: Path) -> None:
+    """Each headline against the number of real pictures, a line for each column and count of synthetic ones."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=120)
-    rows = [row for row in rows_of(results) if row.values(headline)]
+    shape = (1, len(headlines))
+    figure, panels = pyplot.subplots(*shape, figsize=(7 * len(headlines), 4.5), dpi=120, sharey=True, squeeze=False)
+    for axes, headline in zip(panels[0], headlines, strict=True):
+        _draw([row for row in rows_of(results) if row.values(headline)], headline, axes)
+    figure.tight_layout()
+    figure.savefig(to, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _draw(rows: Sequence[Row], headline: str, axes: "Axes") -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.column + (f", {row.added} added" if row.added else ""), []).append(row)
@@ -161,9 +175,6 @@ def plot(results: Mapping[Cell, Result], headline: str, to: Path) -> None:
         axes.set_xticks(counts, labels=[str(count) for count in counts])
         axes.minorticks_off()
     axes.set_xlabel("annotated real pictures")
-    axes.set_ylabel(f"{headline} on real test pictures")
+    axes.set_ylabel(f"{headline}, real test pictures")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(to, metadata={"Software": None})
-    pyplot.close(figure)

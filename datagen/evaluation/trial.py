@@ -14,7 +14,7 @@ from datagen.adaptation.loop import Reporter, Schedule, advance
 from datagen.adaptation.tracking import Tracker, Watched
 from datagen.adaptation.training_state import STATE_FILE
 from datagen.evaluation.boundaries import BoundaryErrors
-from datagen.evaluation.columns import Cell
+from datagen.evaluation.columns import Cell, figure_on
 from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
 from datagen.evaluation.study import Kept, Part, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
@@ -28,7 +28,9 @@ class Material:
 
     student: Student
     data: Mapping[str, Kept]
-    """`real`, `synthetic`, `test` and, where the plan has one, `pool`."""
+    """`real`, `synthetic` and, where the plan has one, `pool`."""
+    tests: Mapping[str, Kept]
+    """Which it is measured on: `test`, and others by their names."""
     nearest: Callable[[int], Sequence[int]] | None
     """So many first real pictures -> numbers of the pool's, the most like them first; None without a pool."""
     device: str
@@ -45,8 +47,11 @@ def run(cell: Cell, plan: EvaluatePlan, material: Material, *, folder: Path, con
     with meter("learn", console=console) as learned:
         reporter = Watched(learned, Tracker(None), console)
         network = _train(cell, plan, material, folder, reporter)
+    result: dict[str, float] = {}
     with meter("measure", console=console) as measured:
-        result = _measure(network, plan, material, measured)
+        for name, test in material.tests.items():
+            figures = _measure(network, plan, material, test, measured)
+            result |= {figure_on(name, figure): value for figure, value in figures.items()}
     (folder / STATE_FILE).unlink(missing_ok=True)
     return result
 
@@ -108,10 +113,9 @@ def _without_doubt(labels: LabelSet, sure_from: float) -> LabelSet:
     return {name: without_unsure(label, sure_from) for name, label in labels.items()}
 
 
-def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, tick: Tick) -> dict[str, float]:
+def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, test: Kept, tick: Tick) -> dict[str, float]:
     """Figures as `<label> <figure>`, each picture in its own pixels."""
     student = material.student
-    test = material.data["test"]
     scores, boundaries = student.scores(), BoundaryErrors()
     for index in range(len(test)):
         picture = test[index]

@@ -150,7 +150,7 @@ def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str
     assert [str(row) for row in rows_of(summary.results)] == ["retrieved: 4 real + 3 retrieved, 3 updates"]
     with pytest.raises(UserError, match=r"pool: found 2 pictures, expected as many as synthetic ones, 3"):
         evaluated(plan, "pool.count=2")
-    with pytest.raises(UserError, match=r"test pictures are also in `pool`"):
+    with pytest.raises(UserError, match=r"pictures of `test` are also in `pool`"):
         evaluated(plan, "pool.split=test", "pool.seed=0")
 
 
@@ -171,6 +171,27 @@ def test_two_processes_share_the_cells(tmp_path: Path):
     assert [cell["measured"] for cell in cells] == list(alone.results.values())
 
 
+def test_the_same_students_on_several_tests(tmp_path: Path):
+    chosen = {"columns": ["real", "both"], "real_counts": [4], "seeds": [0], "mixed_updates": None}
+    alone = evaluated(write_plan(tmp_path / "alone/plan.yaml", **chosen))
+    more = {"night": {"time": ["night"]}, "others": {"seed": 7}}
+    plan = write_plan(tmp_path / "several/plan.yaml", **chosen, more_tests=more)
+    several = evaluated(plan)
+    for one, other in zip(alone.results.values(), several.results.values(), strict=True):
+        assert one.items() <= other.items(), "more tests do not change what is learned"
+        assert {"semantic miou on night", "semantic iou/road on others"} <= other.keys()
+        assert other["semantic miou on night"] != other["semantic miou"]
+    for name in ("semantic miou", "semantic miou on night", "semantic miou on others"):
+        assert f"\n{name}\n2 - 1, as many updates on real pictures alone: " in several.table
+    assert read_image(several.folder / PLOT_FILE).shape[1] > 2 * read_image(alone.folder / PLOT_FILE).shape[1]
+    with pytest.raises(UserError, match=r"4 of 4 pictures of `night` are also in `real`"):
+        evaluated(plan, "more_tests.night={split: few_shot, count: 4}")
+    with pytest.raises(UserError, match=r"more_tests.*nowhere"):
+        evaluated(plan, "more_tests.night={format: coco, root: nowhere}")
+    with pytest.raises(UserError, match=r"more_tests: found 'test'"):
+        evaluated(plan, "more_tests={test: {seed: 3}}")
+
+
 def test_a_teacher_decides_what_is_learned(tmp_path: Path):
     chosen = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4}
     plan = write_plan(tmp_path / "plan.yaml", **chosen)
@@ -188,7 +209,7 @@ def test_a_teacher_decides_what_is_learned(tmp_path: Path):
         ({"updates": "many"}, r"updates: found 'many'"),
         ({"real_counts": [5]}, r"real_counts: found 5, but there are 4 pictures"),
         ({"student": {"kind": "segmentor"}}, r"student\.kind: unknown kind 'segmentor'; did you mean 'segmenter'"),
-        ({"test": {"split": "few_shot", "count": 2}}, r"2 of 2 test pictures are also in `real`, first 01000000"),
+        ({"test": {"split": "few_shot", "count": 2}}, r"2 of 2 pictures of `test` are also in `real`, first 01000000"),
         ({"synthetic": {"format": "coco", "root": "nowhere"}}, r"synthetic: .*nowhere"),
         ({"columns": ["retrieved"]}, r"columns: `retrieved` takes pictures from a pool, expected `pool:`"),
         ({"pool_model": {"source": "x"}}, r"found `pool` or `pool_model`, but no column that uses them"),
@@ -306,7 +327,7 @@ def test_intervals():
 
 def test_a_figure_that_some_cells_lack_is_left_out_of_those():
     cells = [Cell(column="real", real=2, synthetic=0, updates=1, seed=seed) for seed in (0, 1)]
-    told = table({cells[0]: {"miou": 0.5, "iou/car": 0.25}, cells[1]: {"miou": 0.5}}, "miou")
+    told = table({cells[0]: {"miou": 0.5, "iou/car": 0.25}, cells[1]: {"miou": 0.5}}, ["miou"])
     assert "iou/car  0.250" in told
     assert "miou     0.500 ± 0.000" in told
 
