@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cells
+from benchmarks import cells, worth
 from benchmarks.few_shot_reader import interval
+from datagen.adaptation.adapt_plan import load_adapt_plan
+from datagen.evaluation.evaluate_plan import load_evaluate_plan
+from datagen.fit_plan import load_fit_plan
+from datagen.plan import load_plan
 
 CELLS = [{"method": name, "seed": 0} for name in ("a", "b", "c")]
 
@@ -65,3 +69,34 @@ def test_what_another_process_measures_meanwhile_is_kept(results: Path):
 def test_an_interval_needs_two_seeds():
     assert interval([4.0]) == "+4.0 (one seed)"
     assert interval([4.0, 6.0, 5.0]) == "+5.0 (+2.5..+7.5)"  # t of 2 degrees of freedom: 4.303 / sqrt 3
+
+
+@pytest.mark.parametrize("scale", worth.SCALES)
+@pytest.mark.parametrize("claim", worth.CLAIMS)
+def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path: Path):
+    loaders = {
+        "adapt": load_adapt_plan,
+        "fit": load_fit_plan,
+        "generate": load_plan,
+        "evaluate": load_evaluate_plan,
+    }
+    steps = list(worth.CLAIMS[claim](worth.SCALES[scale], tmp_path))
+    for step in steps:
+        verb, config, _, _, _, *chosen = step.arguments()
+        assert loaders[verb](Path(config), chosen), "UserError otherwise"
+        assert step.to.parent == tmp_path
+    _, config, _, _, _, *chosen = steps[-1].arguments()
+    assert load_evaluate_plan(Path(config), chosen).mixed_updates is None, "equal updates in all columns"
+
+
+def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str]):
+    def cell(miou: float) -> list[dict[str, Any]]:
+        counts = {"real": 20, "synthetic": 0, "retrieved": 0, "updates": 5, "seed": 0}
+        measured = {"semantic miou": miou, "semantic miou on night": 0.5, "semantic iou/car": 0.1}
+        return [{"column": "real", **counts, "measured": measured}]
+
+    assert worth.agrees(cell(0.41), cell(0.40))
+    assert "committed 0.400, now 0.410" in capsys.readouterr().out
+    assert not worth.agrees(cell(0.45), cell(0.40))
+    assert worth.headlines_of(cell(0.4)) == ["semantic miou", "semantic miou on night"]
+    assert "real: 20 real, 5 updates" in worth.told(cell(0.4))

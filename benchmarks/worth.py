@@ -1,0 +1,366 @@
+"""Both papers' claims on a laptop: does a student learn more when synthetic pictures are added?
+
+    python -m benchmarks.worth [--claims datasetdm_20 datasetdm_100 objects dginstyle camvid] [--scale full]
+    python -m benchmarks.worth --scale quick --again     # anew, in a folder of its own, against the committed figures
+
+Each claim is a few commands of `datagen` on the configs that users copy, printed as they run: a reader is fitted on
+the annotated pictures there are, the model draws, the reader labels, a student of segmentation-models-pytorch or
+torchvision learns, and is measured on pictures that nobody has seen. All columns of a claim have equal updates, so
+`real` is real pictures alone for as long.
+
+`datasetdm_N`: N annotated scenes of the pocket world, synthetic samples from prompts, labels by a reader of these N
+(DatasetDM, arXiv 2308.06160, table 2: VOC, 100 real, ResNet-50: real 43.4, synthetic 60.3, both 66.1 mIoU). `objects`:
+the same samples of N = 100, Mask R-CNN. `dginstyle`: a game's labelled scenes, clear and by day, alone and with as many
+drawn after their label maps in photo looks, any weather, any time, filtered by a reader that knows the game only; on
+photo looks clear by day, in adverse weather or light, and in the look and weather that the model never saw (DGInStyle,
+arXiv 2312.03048: +2.5 mIoU, about +7 on adverse sets). `camvid`: the model adapted to unlabelled photographs, a reader
+on 20 or 60 labelled ones.
+
+Cost on two cores, two processes of one thread, `full`: readers 4 x 10 minutes, samples 2,000 x 2 x 2 s and 1,000 x 4 s,
+students (4 columns x 2 counts + 2) x 3 seeds x 1,000 updates x 1 s, Mask R-CNN 6 cells x 500 x 4 s: 8 hours. `quick`:
+half an hour. What is finished is kept in the user's cache folder; the same command goes on.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import RESULTS
+from datagen.evaluation.columns import Cell
+from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
+from datagen.evaluation.report import table
+from datagen.files import read_json
+from datagen.settings import read_settings
+from decoders.files import cache_folder, write_atomic
+
+FILE = "worth.json"
+PACKAGES = ("datagen", "torch", "torchvision", "diffusers", "segmentation-models-pytorch")
+TOLERANCE = 0.03
+"""mIoU by which a cell may differ on another machine, where sums are rounded in another order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much of everything."""
+
+    fit_updates: int
+    samples: int
+    """Synthetic ones of the pocket world."""
+    source_scenes: int
+    """Labelled ones of the game."""
+    restyled: int
+    photographs: int
+    """Synthetic ones of CamVid."""
+    adapt_updates: int
+    updates: int
+    """Of the students."""
+    seeds: tuple[int, ...]
+    test: int
+    columns: tuple[str, ...] = ("real", "synthetic", "both", "teacher")
+
+
+SCALES: Mapping[str, Scale] = {
+    "full": Scale(
+        fit_updates=900,
+        samples=2000,
+        source_scenes=2000,
+        restyled=1000,
+        photographs=500,
+        adapt_updates=600,
+        updates=1000,
+        seeds=(0, 1, 2),
+        test=500,
+    ),
+    "quick": Scale(
+        fit_updates=300,
+        samples=48,
+        source_scenes=100,
+        restyled=48,
+        photographs=32,
+        adapt_updates=50,
+        updates=150,
+        seeds=(0,),
+        test=100,
+        columns=("real", "both"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`datagen VERB CONFIG --to FOLDER --set ...`."""
+
+    verb: str
+    config: str
+    to: Path
+    settings: Mapping[str, Any]
+
+    def arguments(self) -> list[str]:
+        chosen = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        return [self.verb, f"configs/{self.config}.yaml", "--to", str(self.to), "--set", *chosen]
+
+
+Claim = Callable[[Scale, Path], Iterator[Step]]
+"""Scale, folder -> what is run in turn; the last step is the evaluation."""
+
+
+def datasetdm(count: int) -> Claim:
+    """From so many annotated scenes."""
+
+    def steps(scale: Scale, home: Path) -> Iterator[Step]:
+        yield from _samples(scale, home, count)
+        yield Step(
+            verb="evaluate",
+            config="evaluate",
+            to=home / f"datasetdm_{count}",
+            settings={
+                **_studied(scale, home, count),
+                "student.depth_weight": 0.5,
+                "columns": scale.columns,
+                "seeds": scale.seeds,
+            },
+        )
+
+    return steps
+
+
+def objects(scale: Scale, home: Path) -> Iterator[Step]:
+    yield from _samples(scale, home, 100)
+    yield Step(
+        verb="evaluate",
+        config="evaluate",
+        to=home / "objects",
+        settings={
+            **_studied(scale, home, 100),
+            "student": {"kind": "detector"},
+            "columns": [column for column in scale.columns if column != "teacher"],
+            "seeds": scale.seeds[:2],
+            "updates": scale.updates // 2,
+        },
+    )
+
+
+def _samples(scale: Scale, home: Path, count: int) -> Iterator[Step]:
+    """A reader fitted on so many scenes, and what it labels."""
+    reader = home / f"reader_{count}"
+    tasks: dict[str, Any] = {"semantic": {}, "depth": {}} | ({"instances": {}} if count == 100 else {})
+    fitted = {"data.count": count, "validation": None, "tasks": tasks, "fit.updates": scale.fit_updates}
+    yield Step(verb="fit", config="pocket_reader", to=reader, settings={**fitted, "fit.threads": 1})
+    drawn = {"labeller.reader": str(reader), "labeller.fit": None, "generator.steps": 25}
+    yield Step(
+        verb="generate",
+        config="demo",
+        to=home / f"samples_{count}",
+        settings={**drawn, "target": scale.samples, "threads": 1},
+    )
+
+
+def _studied(scale: Scale, home: Path, count: int) -> dict[str, Any]:
+    return {
+        "real.count": count,
+        "real_counts": [count],
+        "synthetic.root": str(home / f"samples_{count}/exports/coco"),
+        "test.count": scale.test,
+        "updates": scale.updates,
+        "mixed_updates": None,
+        "threads": 1,
+    }
+
+
+GAME: Mapping[str, Any] = {"look": ["game"], "weather": ["clear"], "time": ["day"]}
+SOURCE: Mapping[str, Any] = {"format": "pocket_scenes", "split": "prior", "seed": 100_000, **GAME}
+"""What the shipped ControlNet has learned from."""
+PHOTO = ["photo", "film"]
+NORMAL: Mapping[str, Any] = {"look": PHOTO, "weather": ["clear"], "time": ["day"]}
+HARDER: Mapping[str, Mapping[str, Any]] = {
+    "adverse": {"look": PHOTO, "weather": ["fog", "snow"], "time": ["dusk", "night"]},
+    "withheld": {"look": ["dashcam"], "weather": ["rain"], "time": ["day", "dusk", "night"]},
+}
+
+
+def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
+    reader = home / "reader_of_the_game"
+    few = {"data": {**SOURCE, "count": 100}, "validation": None, "tasks": {"semantic": {}}}
+    yield Step(
+        verb="fit",
+        config="pocket_reader",
+        to=reader,
+        settings={**few, "fit.updates": scale.fit_updates, "fit.threads": 1},
+    )
+    source = {**SOURCE, "count": scale.source_scenes}
+    yield Step(
+        verb="generate",
+        config="style_swap",
+        to=home / "restyled",
+        settings={
+            "source.data": source,
+            "source.rare_classes": None,
+            "source.plain_share": 0.0,
+            "generator.fusion": None,
+            "labeller.reader": str(reader),
+            "labeller.fit": None,
+            "target": scale.restyled,
+            "threads": 1,
+        },
+    )
+    tested = {"format": "pocket_scenes", "split": "test", "seed": 0, "count": scale.test}
+    yield Step(
+        verb="evaluate",
+        config="evaluate",
+        to=home / "dginstyle",
+        settings={
+            "real": source,
+            "real_counts": [scale.source_scenes],
+            "synthetic.root": str(home / "restyled/exports/coco"),
+            "test": {**tested, **NORMAL},
+            "more_tests": HARDER,
+            "columns": ["real", "both"],
+            "seeds": scale.seeds,
+            "updates": scale.updates,
+            "mixed_updates": None,
+            "threads": 1,
+        },
+    )
+
+
+def camvid(count: int) -> Claim:
+    """From so many annotated photographs."""
+
+    def steps(scale: Scale, home: Path) -> Iterator[Step]:
+        look, reader, run = home / "camvid_look", home / f"camvid_reader_{count}", home / f"camvid_samples_{count}"
+        adapted = {"updates": scale.adapt_updates, "tracker": "none", "prompts": [], "threads": 1}
+        yield Step(verb="adapt", config="adapt", to=look, settings=adapted)
+        loras = {"model.loras": [{"source": str(look / "lora.safetensors")}]}
+        names = read_settings(Path("configs/camvid_reader.yaml"))["data"]["names"]
+        few = names if count == len(names) else names[:: len(names) // count]
+        fitted = {"validation": None, "fit.updates": scale.fit_updates, "fit.threads": 1, "data.names": few}
+        yield Step(verb="fit", config="camvid_reader", to=reader, settings={**fitted, **loras})
+        drawn = {"labeller.reader": str(reader), "target": scale.photographs, "threads": 1}
+        yield Step(verb="generate", config="camvid_dataset", to=run, settings={**drawn, **loras})
+        yield Step(
+            verb="evaluate",
+            config="camvid_evaluate",
+            to=home / f"camvid_{count}",
+            settings={
+                "real.names": few,
+                "synthetic.root": str(run / "exports/coco"),
+                "columns": scale.columns,
+                "seeds": scale.seeds,
+                "updates": scale.updates,
+                "threads": 1,
+            },
+        )
+
+    return steps
+
+
+CLAIMS: Mapping[str, Claim] = {
+    "datasetdm_20": datasetdm(20),
+    "datasetdm_100": datasetdm(100),
+    "objects": objects,
+    "dginstyle": dginstyle,
+    "camvid_20": camvid(20),
+    "camvid_60": camvid(60),
+}
+QUICK = ("datasetdm_20", "dginstyle", "camvid_20")
+"""Of which one cell is measured anew by `make benchmark`."""
+
+
+def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str, Any]:
+    """Run every step, which finds what it has finished before.
+
+    Raises:
+        CalledProcessError: a step failed, after it has told why.
+    """
+    steps = list(CLAIMS[name](scale, home))
+    for step in steps:
+        print(shlex.join(["datagen", *step.arguments()]), flush=True)
+        launcher = [sys.executable]
+        if processes > 1 and step.verb in ("generate", "evaluate"):
+            launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+            launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
+        subprocess.run([*launcher, "-m", "datagen", *step.arguments()], check=True)
+    results = read_json(steps[-1].to / RESULTS_FILE)
+    shutil.copyfile(steps[-1].to / PLOT_FILE, home / f"{name}.png")
+    commands = [shlex.join(["datagen", *step.arguments()]).replace(str(home), "HOME") for step in steps]
+    return {"commands": commands, "cells": results, "made_with": _made_with()}
+
+
+def _made_with() -> dict[str, str]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+
+
+def told(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The table of an evaluation from its JSON."""
+    results = {Cell(**{key: cell[key] for key in cell if key != "measured"}): cell["measured"] for cell in cells}
+    return table(results, headlines_of(cells))
+
+
+def headlines_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    wanted = ("semantic miou", "instances ap")
+    return [name for name in cells[0]["measured"] if name.split(" on ")[0] in wanted]
+
+
+def agrees(again: Sequence[Mapping[str, Any]], committed: Sequence[Mapping[str, Any]]) -> bool:
+    """Print both side by side.
+
+    Returns:
+        Whether no headline of any cell is further off than the tolerance.
+    """
+    fine = True
+    for mine, theirs in zip(again, committed, strict=True):
+        for name in headlines_of(again):
+            found, expected = mine["measured"][name], theirs["measured"][name]
+            fine &= abs(found - expected) <= TOLERANCE
+            print(f"{mine['column']:10} {name:28} committed {expected:.3f}, now {found:.3f}")
+    return fine
+
+
+def known() -> dict[str, Any]:
+    """What was measured, by claim and scale."""
+    file = RESULTS / FILE
+    return read_json(file) if file.exists() else {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--claims", nargs="+", choices=list(CLAIMS))
+    parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--processes", type=int, default=2, help="that draw and study side by side")
+    parser.add_argument("--again", action="store_true", help="measure anew and compare with what is committed")
+    chosen = parser.parse_args()
+    claims = chosen.claims or (QUICK if chosen.scale == "quick" else tuple(CLAIMS))
+    home = cache_folder() / "benchmarks/worth" / chosen.scale
+    fine = True
+    with tempfile.TemporaryDirectory() as anew:
+        for name in claims:
+            if name.startswith("camvid") and not Path("../shared/data/camvid").exists():
+                print(f"{name}: left out, as CamVid is not at ../shared/data/camvid")
+                continue
+            folder = Path(anew) if chosen.again else home
+            found = measure(name, SCALES[chosen.scale], folder, processes=chosen.processes)
+            print(told(found["cells"]), flush=True)
+            if chosen.again:
+                fine &= agrees(found["cells"], known()[chosen.scale][name]["cells"])
+                continue
+            results = known()
+            results.setdefault(chosen.scale, {})[name] = found
+            write_atomic(RESULTS / FILE, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
+            shutil.copyfile(home / f"{name}.png", RESULTS / f"worth_{chosen.scale}_{name}.png")
+    print("as committed" if fine else f"further than {TOLERANCE} from what is committed")
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
