@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
 
+from datagen.judging import Judge, open_judge
 from datagen.meter import meter
 from datagen.runs import open_run
 from datagen.shards import StoredSample
@@ -73,6 +74,8 @@ class Audit:
     """All accepted samples: the last shard may bring more than the dataset takes."""
     rejected: Counter[str]
     """How many, by reason."""
+    judge: Judge | None = None
+    """What another reader thinks of the accepted samples, if one was asked."""
 
     @property
     def finished(self) -> bool:
@@ -84,7 +87,8 @@ class Audit:
         if not self.finished:
             lines.append(f"unfinished: {self.target - accepted} to go; `datagen generate` with the same plan goes on")
         lines += [f"  {times} rejected: {reason}{_rate(times, made)}" for reason, times in self.rejected.most_common()]
-        return "\n".join([*lines, *self._class_table(), *self._style_tables()])
+        judged = [] if self.judge is None else [str(self.judge)]
+        return "\n".join([*lines, *self._class_table(), *self._style_tables(), *judged])
 
     def _class_table(self) -> Iterator[str]:
         """Each cell is for what was made and, after the stroke, for what was accepted."""
@@ -118,13 +122,16 @@ class Audit:
                 yield f"  and {len(values) - _VALUES} other values"
 
 
-def audit(run: Path, *, console: Console | None = None) -> Audit:
+def audit(run: Path, *, judge: Path | None = None, console: Console | None = None) -> Audit:
     """Count what the recipes of a run asked for and what its samples hold; one sample in memory at a time.
 
     A run that is not finished yet is counted as far as it has come.
 
+    Args:
+        judge: folder of a reader that had no part in the run, which then looks at every accepted picture.
+
     Raises:
-        UserError: there is no run, or one of its shards is damaged.
+        UserError: there is no run, one of its shards is damaged, or the judge cannot judge it.
     """
     opened = open_run(run)
     store = opened.store
@@ -136,6 +143,7 @@ def audit(run: Path, *, console: Console | None = None) -> Audit:
         made=Tally.of(opened.taxonomy),
         accepted=Tally.of(opened.taxonomy),
         rejected=sum((shard.rejected for shard in shards), Counter[str]()),
+        judge=None if judge is None else open_judge(judge, opened),
     )
     total = sum(len(shard.verdicts) for shard in shards)
     with meter("audit", console=console) as tick:
@@ -145,6 +153,8 @@ def audit(run: Path, *, console: Console | None = None) -> Audit:
                 found.made.add(sample)
                 if sample.verdict.keep:
                     found.accepted.add(sample)
+                    if found.judge is not None:
+                        found.judge.add(sample)
                 tick(found.made.samples, total)
     return found
 

@@ -314,14 +314,18 @@ def validate(
     _out.print(str(report), markup=False)
 
 
-@app.command(epilog="Example: datagen audit runs/demo")
+@app.command(epilog="Example: datagen audit runs/demo --judge readers/other")
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `datagen generate`, finished or not.")],
+    judge: Annotated[
+        Path | None,
+        typer.Option(metavar="READER", help="Reader that had no part in the run: does it see what was asked for?"),
+    ] = None,
 ) -> None:
     """Compare what a run asked for with what it delivered: classes, styles, and why samples were rejected."""
     from datagen.audit import audit as count
 
-    _out.print(str(count(run, console=_err)), markup=False)
+    _out.print(str(count(run, judge=judge, console=_err)), markup=False)
 
 
 @app.command(epilog="Example: datagen show runs/demo --to sheet.png --count 16")
