@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A process for each core, eight at most; each file in one of them, as its tests share what is slow to make.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help setup demo test test-slow test-annotators test-full lint format
+.PHONY: help setup demo benchmark benchmark-full test test-slow test-annotators test-full lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make test-slow   the slow ones that CI runs too"
 	@echo "make test-annotators  controlnet-aux installed, and its Canny on our pictures"
 	@echo "make test-full   all tests, full-size UNets included (needs 16 GiB of memory)"
+	@echo "make benchmark   one cell of each claim of BENCHMARK.md anew, against the committed figures (an hour at most)"
+	@echo "make benchmark-full  all of BENCHMARK.md; what is measured is kept (ten hours)"
 	@echo "make lint        ruff and pyright"
 	@echo "make format      ruff, changing files"
 
@@ -29,6 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/datagen generate configs/demo.yaml
+
+benchmark: $(STAMP)
+	$(BIN)/python -m benchmarks.worth --scale quick --again
+
+benchmark-full: $(STAMP)
+	$(BIN)/python -m benchmarks.worth --scale quick
+	$(BIN)/python -m benchmarks.worth --scale full
+	$(BIN)/python -m benchmarks.written
 
 test: $(STAMP)
 	$(BIN)/pytest $(PARALLEL)

@@ -327,6 +327,11 @@ def agrees(again: Sequence[Mapping[str, Any]], committed: Sequence[Mapping[str, 
     return fine
 
 
+def picture_of(name: str, scale: str) -> Path:
+    """The committed plot of a claim."""
+    return RESULTS / f"worth_{scale}_{name}.png"
+
+
 def known() -> dict[str, Any]:
     """What was measured, by claim and scale."""
     file = RESULTS / FILE
@@ -357,7 +362,8 @@ def main() -> int:
             results = known()
             results.setdefault(chosen.scale, {})[name] = found
             write_atomic(RESULTS / FILE, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
-            shutil.copyfile(home / f"{name}.png", RESULTS / f"worth_{chosen.scale}_{name}.png")
+            if chosen.scale == "full":
+                shutil.copyfile(home / f"{name}.png", picture_of(name, chosen.scale))
     print("as committed" if fine else f"further than {TOLERANCE} from what is committed")
     return 0 if fine else 1
 

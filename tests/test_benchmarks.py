@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cells, worth
+from benchmarks import cells, worth, written
 from benchmarks.few_shot_reader import interval
 from datagen.adaptation.adapt_plan import load_adapt_plan
 from datagen.evaluation.evaluate_plan import load_evaluate_plan
@@ -100,3 +100,18 @@ def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str])
     assert not worth.agrees(cell(0.45), cell(0.40))
     assert worth.headlines_of(cell(0.4)) == ["semantic miou", "semantic miou on night"]
     assert "real: 20 real, 5 updates" in worth.told(cell(0.4))
+
+
+def test_a_page_is_written_of_what_was_measured():
+    cell = {"column": "real", "real": 20, "synthetic": 0, "retrieved": 0, "updates": 5, "seed": 0}
+    found = {
+        "cells": [cell | {"measured": {"semantic miou": 0.4}}],
+        "commands": ["datagen fit x"],
+        "made_with": {"torch": "2"},
+    }
+    page = written.page({"full": {"camvid_20": found}, "quick": {"datasetdm_20": found}})
+    assert page.index("## camvid_20, full") < page.index("## datasetdm_20, quick")
+    assert "semantic miou  0.400" in page
+    assert "![camvid_20](benchmarks/results/worth_full_camvid_20.png)" in page
+    assert "\ndatagen fit x\n" in page
+    assert "Made with torch 2." in page

@@ -1,0 +1,51 @@
+"""BENCHMARK.md from what `benchmarks.worth` has measured: python -m benchmarks.written."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worth import CLAIMS, RESULTS, known, picture_of, told
+from decoders.files import write_atomic
+
+TO = Path(__file__).parents[1] / "BENCHMARK.md"
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every claim at every scale that there is, as Markdown.
+
+    Args:
+        results: scale -> claim -> what `benchmarks.worth.measure` returned.
+    """
+    return "\n".join(_lines(results)) + "\n"
+
+
+def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield "# What synthetic pictures are worth"
+    yield ""
+    yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
+    yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew. What the claims"
+    yield "are, and what each costs, is said in [benchmarks/worth.py](benchmarks/worth.py); what came of them in the README."
+    for scale, claims in sorted(results.items()):
+        for name in (name for name in CLAIMS if name in claims):
+            found = claims[name]
+            yield f"\n## {name}, {scale}\n"
+            yield f"```\n{told(found['cells'])}\n```\n"
+            if scale == "full":
+                plot = picture_of(name, scale)
+                yield f"![{name}]({plot.relative_to(TO.parent)})\n"
+            yield "Commands, `HOME` being a folder of their own:\n"
+            yield "```"
+            yield from found["commands"]
+            yield "```\n"
+            yield "Made with " + ", ".join(f"{name} {number}" for name, number in found["made_with"].items()) + "."
+
+
+def main() -> None:
+    if not known():
+        raise SystemExit(f"nothing is measured yet: {RESULTS / 'worth.json'} is missing; run `make benchmark-full`")
+    write_atomic(TO, page(known()).encode())
+    print(TO)
+
+
+if __name__ == "__main__":
+    main()
