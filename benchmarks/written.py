@@ -23,8 +23,8 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "# What synthetic pictures are worth"
     yield ""
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
-    yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew. What the claims"
-    yield "are, and what each costs, is said in [benchmarks/worth.py](benchmarks/worth.py); what came of them in the README."
+    yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew."
+    yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came of it."
     for scale, claims in sorted(results.items()):
         for name in (name for name in CLAIMS if name in claims):
             found = claims[name]
