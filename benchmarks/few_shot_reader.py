@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[192, 256], help="of camvid: height and width while read")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=600)
-    parser.add_argument("--one-rate", action="store_true", help="the middle one of each method's three, a third as long")
+    parser.add_argument("--one-rate", action="store_true", help="the middle one of each method's three")
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     parser.add_argument("--root", default="../shared/data/camvid")
     chosen = parser.parse_args()

@@ -24,7 +24,7 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
     yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew."
-    yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came of it."
+    yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came."
     for scale, claims in sorted(results.items()):
         for name in (name for name in CLAIMS if name in claims):
             found = claims[name]
