@@ -23,29 +23,26 @@ CONFIDENCE = 0.95
 class Row:
     """One condition: all cells that differ in their seed alone."""
 
-    column: str
-    real: int
-    synthetic: int
-    retrieved: int
-    updates: int
+    cell: Cell
+    """One of them."""
     results: Mapping[int, Result]
     """By seed."""
 
     @property
     def added(self) -> int:
         """Pictures that are not among the annotated ones that there are."""
-        return self.synthetic + self.retrieved
+        return self.cell.synthetic + self.cell.retrieved
 
     def __str__(self) -> str:
-        return f"{self.column}: {told_counts(self)}, {self.updates} updates"
+        return f"{self.cell.column}: {told_counts(self.cell)}, {self.cell.updates} updates"
 
     def values(self, figure: str) -> list[float]:
         return [result[figure] for result in self.results.values() if figure in result]
 
 
-def told_counts(of: Cell | Row) -> str:
+def told_counts(cell: Cell) -> str:
     """`100 real + 64 synthetic`."""
-    counts = {"real": of.real, "synthetic": of.synthetic, "retrieved": of.retrieved}
+    counts = {"real": cell.real, "synthetic": cell.synthetic, "retrieved": cell.retrieved}
     return " + ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
@@ -53,17 +50,7 @@ def rows_of(results: Mapping[Cell, Result]) -> list[Row]:
     groups: dict[Cell, dict[int, Result]] = {}
     for cell, result in results.items():
         groups.setdefault(replace(cell, seed=0), {})[cell.seed] = result
-    return [
-        Row(
-            column=cell.column,
-            real=cell.real,
-            synthetic=cell.synthetic,
-            retrieved=cell.retrieved,
-            updates=cell.updates,
-            results=by_seed,
-        )
-        for cell, by_seed in groups.items()
-    ]
+    return [Row(cell=cell, results=by_seed) for cell, by_seed in groups.items()]
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -84,7 +71,7 @@ def interval(values: Sequence[float], *, signed: bool = False) -> str:
 def break_even(row: Row, real_only: Sequence[Row], figure: str) -> str:
     """How many real pictures alone give what a condition gives, between measured counts straight in their logarithm."""
     goal = statistics.fmean(row.values(figure))
-    curve = sorted((other.real, statistics.fmean(other.values(figure))) for other in real_only)
+    curve = sorted((other.cell.real, statistics.fmean(other.values(figure))) for other in real_only)
     if goal < curve[0][1]:
         return f"fewer than {curve[0][0]}"
     for (few, low), (many, high) in pairwise(curve):
@@ -124,16 +111,18 @@ def _grid(rows: Sequence[Row], figures: Sequence[str]) -> list[str]:
 
 def _gains(rows: Sequence[Row], headline: str) -> list[str]:
     """What synthetic pictures add to real ones learned from for as long, and how many real pictures they stand for."""
-    alone = [row for row in rows if row.column in ("real", "real_long")]
+    alone = [row for row in rows if row.cell.column in ("real", "real_long")]
     told: list[str] = []
     for number, row in enumerate(rows, start=1):
-        equal = [other for other in alone if other.real == row.real and other.updates == row.updates]
-        if row.added and row.real and equal:
+        equal = [
+            other for other in alone if other.cell.real == row.cell.real and other.cell.updates == row.cell.updates
+        ]
+        if row.added and row.cell.real and equal:
             gain = differences(row, equal[0], headline)
             against = rows.index(equal[0]) + 1
             told.append(f"{number} - {against}, as many updates on real pictures alone: {interval(gain, signed=True)}")
     for number, row in enumerate(rows, start=1):
-        curve = {other.real: other for other in alone if other.updates == row.updates}
+        curve = {other.cell.real: other for other in alone if other.cell.updates == row.cell.updates}
         if row.added and len(curve) > 1:
             worth = break_even(row, list(curve.values()), headline)
             told.append(f"{number} is worth {worth} real pictures, learned from for as long")
@@ -159,17 +148,17 @@ def plot(results: Mapping[Cell, Result], headlines: Sequence[str], to: Path) -> 
 def _draw(rows: Sequence[Row], headline: str, axes: "Axes") -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(row.column + (f", {row.added} added" if row.added else ""), []).append(row)
+        lines.setdefault(row.cell.column + (f", {row.added} added" if row.added else ""), []).append(row)
     for name, unordered in lines.items():
-        members = sorted(unordered, key=lambda row: row.real)
+        members = sorted(unordered, key=lambda row: row.cell.real)
         means = [statistics.fmean(row.values(headline)) for row in members]
         bars = [half_width(row.values(headline)) or 0.0 for row in members]
-        if members[0].real:
-            axes.errorbar([row.real for row in members], means, yerr=bars, marker="o", capsize=3, label=name)
+        if members[0].cell.real:
+            axes.errorbar([row.cell.real for row in members], means, yerr=bars, marker="o", capsize=3, label=name)
         else:
             axes.axhline(means[0], linestyle="--", color="tab:gray", label=name)
             axes.axhspan(means[0] - bars[0], means[0] + bars[0], color="tab:gray", alpha=0.15)
-    counts = sorted({row.real for row in rows if row.real})
+    counts = sorted({row.cell.real for row in rows if row.cell.real})
     if counts:
         axes.set_xscale("log")
         axes.set_xticks(counts, labels=[str(count) for count in counts])

@@ -25,7 +25,7 @@ from datagen.evaluation.apart import check_classes_agree
 from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
 from datagen.evaluation.columns import Cell, cells_of
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, EvaluationSummary, evaluate
-from datagen.evaluation.evaluate_plan import load_evaluate_plan
+from datagen.evaluation.evaluate_plan import Column, load_evaluate_plan
 from datagen.evaluation.report import Row, break_even, differences, half_width, interval, rows_of, table
 from datagen.evaluation.retrieval import Retrieval
 from datagen.evaluation.study import Kept, Part, Study, at_native_size, shown
@@ -300,9 +300,9 @@ def test_errors_are_counted_by_their_distance():
     assert found["error/over 7 px"] == pytest.approx(15 / 78)
 
 
-def row(column: str, real: int, values: list[float], synthetic: int = 0) -> Row:
+def row(column: Column, real: int, values: list[float], synthetic: int = 0) -> Row:
     results = {seed: {"miou": value} for seed, value in enumerate(values)}
-    return Row(column=column, real=real, synthetic=synthetic, retrieved=0, updates=1, results=results)
+    return Row(cell=Cell(column=column, real=real, synthetic=synthetic, updates=1, seed=0), results=results)
 
 
 def test_what_synthetic_pictures_are_worth():
