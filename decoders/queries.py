@@ -3,8 +3,11 @@
 After Mask2Former (arXiv 2112.01527).
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,20 +52,38 @@ def sine_positions(grid: Float[Tensor, "batch width height_ width_"]) -> Float[T
     return torch.cat([down, right])[None]
 
 
-def unpack(
-    target: UInt8[Tensor, "2 height width"],
-) -> tuple[Float[Tensor, "objects pixels"], Int64[Tensor, " objects"], Bool[Tensor, " all_pixels"]]:
-    """Masks and classes of the objects over the pixels that are known, and which these are."""
+class Truth(NamedTuple):
+    """The objects of a picture."""
+
+    masks: Float[Tensor, "objects pixels"]
+    """Over the pixels that are known."""
+    kinds: Int64[Tensor, " objects"]
+    known: Bool[Tensor, " all_pixels"]
+
+    def over_known(self, values: Float[Tensor, "queries all_pixels"]) -> Float[Tensor, "queries pixels"]:
+        return values if self.known.all() else values[:, self.known]
+
+
+def unpack(target: UInt8[Tensor, "2 height width"]) -> Truth:
     numbers, kinds = target.flatten(1)
     known = numbers != UNKNOWN
     numbers, kinds = numbers[known], kinds[known]
     present = numbers.unique()
     masks = numbers[None] == present[present > 0][:, None]
     classes = torch.stack([kinds[mask][0] for mask in masks]) if len(masks) else kinds[:0]
-    return masks.float(), classes.long(), known
+    return Truth(masks.float(), classes.long(), known)
 
 
-def matching_cost(
+def match(
+    classes: Float[Tensor, "queries classes_and_none"], logits: Float[Tensor, "queries all_pixels"], truth: Truth
+) -> tuple[Int64[Tensor, " objects"], Int64[Tensor, " objects"]]:
+    """Numbers of queries and of the objects they stand for, one each, at the least cost in all."""
+    cost = _matching_cost(classes, truth.over_known(logits), truth.masks, truth.kinds)
+    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device)
+
+
+def _matching_cost(
     classes: Float[Tensor, "queries classes_and_none"],
     logits: Float[Tensor, "queries pixels"],
     masks: Float[Tensor, "objects pixels"],

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +19,7 @@ from decoders.calibration import fit_sigmoid
 from decoders.decoder import Trunk, TrunkFeatures, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
-from decoders.queries import UNKNOWN, QueryLayer, matching_cost, sine_positions, unpack
+from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
 from decoders.resizing import Size, coarsening
 from decoders.tasks import Score, Task
 
@@ -171,46 +170,47 @@ class Instances(Task[Objects]):
     def loss(self, output: Objects, target: UInt8[Tensor, "batch 2 height width"]) -> Float[Tensor, ""]:
         """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers."""
         factor = coarsening(output.fine.shape[-2:], _MASK_SIDE)
-        fine = functional.avg_pool2d(output.fine, factor)
+        fine = functional.avg_pool2d(output.fine, factor) if factor > 1 else output.fine
         target = target[:, :, factor // 2 :: factor, factor // 2 :: factor][:, :, : fine.shape[2], : fine.shape[3]]
+        truths = [unpack(each) for each in target]
         losses: list[Tensor] = []
         for index in range(output.classes.shape[1]):
-            logits = _mask_logits(output.embeddings[:, index], output.deep, fine)
-            losses.append(self._layer_loss(output.classes[:, index], logits, target))
+            classes, embeddings = output.classes[:, index], output.embeddings[:, index]
+            losses.append(self._layer_loss(classes, embeddings, output.deep, fine, truths))
         return torch.stack(losses).mean()
 
     def _layer_loss(
         self,
         classes: Float[Tensor, "batch queries classes_and_none"],
-        logits: Float[Tensor, "batch queries height width"],
-        target: UInt8[Tensor, "batch 2 height width"],
+        embeddings: Float[Tensor, "batch queries channels"],
+        deep: Float[Tensor, "batch deep_channels deep_height deep_width"],
+        fine: Float[Tensor, "batch fine_channels height width"],
+        truths: Sequence[Truth],
     ) -> Float[Tensor, ""]:
+        with torch.no_grad():
+            logits = _mask_logits(embeddings, deep, fine).flatten(2)
+            matches = [match(*each) for each in zip(classes, logits, truths, strict=True)]
         none = len(self.things)
         wanted = torch.full(classes.shape[:2], none, device=classes.device)
+        chosen = wanted.new_zeros(len(truths), max(1, *(len(queries) for queries, _ in matches)))
+        for picture, ((queries, objects), truth) in enumerate(zip(matches, truths, strict=True)):
+            wanted[picture, queries] = truth.kinds[objects]
+            chosen[picture, : len(queries)] = queries
+        # Masks once more, with gradients, of the few queries that found an object: the others have none.
+        few = embeddings.gather(1, chosen[..., None].expand(-1, -1, embeddings.shape[2]))
+        found = _mask_logits(few, deep, fine).flatten(2)
         mask_loss = dice_loss = classes.sum() * 0
-        objects = 0
-        for picture in range(len(classes)):
-            masks, kinds, known = unpack(target[picture])
-            if not len(kinds):
-                continue
-            flat = logits[picture].flatten(1)[:, known]
-            with torch.no_grad():
-                cost = matching_cost(classes[picture], flat, masks, kinds)
-                rows, columns = linear_sum_assignment(cost.cpu().numpy())
-            chosen, order = torch.as_tensor(rows, device=flat.device), torch.as_tensor(columns, device=flat.device)
-            wanted[picture, chosen] = kinds[order]
-            true, found = masks[order], flat[chosen]
-            mask_loss = (
-                mask_loss + functional.binary_cross_entropy_with_logits(found, true, reduction="none").mean(1).sum()
-            )
-            probability = found.sigmoid()
+        for picture, ((queries, objects), truth) in enumerate(zip(matches, truths, strict=True)):
+            mine, true = truth.over_known(found[picture, : len(queries)]), truth.masks[objects]
+            entropy = functional.binary_cross_entropy_with_logits(mine, true, reduction="none")
+            mask_loss = mask_loss + entropy.mean(1).sum()
+            probability = mine.sigmoid()
             overlap = 2 * (probability * true).sum(1)
             dice_loss = dice_loss + (1 - (overlap + 1) / (probability.sum(1) + true.sum(1) + 1)).sum()
-            objects += len(order)
         weight = torch.ones(none + 1, device=classes.device)
         weight[none] = self.no_object
         class_loss = functional.cross_entropy(classes.transpose(1, 2), wanted, weight=weight)
-        return 2 * class_loss + 5 * (mask_loss + dice_loss) / max(objects, 1)
+        return 2 * class_loss + 5 * (mask_loss + dice_loss) / max(sum(len(queries) for queries, _ in matches), 1)
 
     def merge(self, looks: Sequence[Objects]) -> Objects:
         """Each query asks the same at every look: class probabilities and mask logits are averaged query by query."""
