@@ -39,7 +39,7 @@ def measure(cell: Cell) -> Mapping[str, Any]:
         UnetPerceiver(load_checkpoint(MODEL), phrases=world.TAXONOMY.phrases),
         PocketScenes(count=cell["pictures"], seed=1000 * cell["seed"], split="few_shot"),
         world.TAXONOMY,
-        tasks={name: {} for name in TASKS},
+        tasks={name: {"minimum_score": cell["minimum_score"]} if name == "instances" else {} for name in TASKS},
         settings=FitSettings(
             seed=cell["seed"], learning_rate=cell["rate"], updates=cell["updates"], views=cell["views"]
         ),
@@ -76,6 +76,7 @@ def main() -> None:
         "rate": 4e-3,
         "seed": 0,
         "unseen": 200,
+        "minimum_score": 0.01,  # of objects: also what is hardly there shall have the confidence of such
         "updates": chosen.updates,
         "views": 16,
     }
