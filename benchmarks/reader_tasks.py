@@ -178,8 +178,8 @@ def figures(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def all_cells(chosen: argparse.Namespace) -> list[Cell]:
     """Seeds outermost: when time runs out, every condition has the same number of them."""
-    common: dict[str, Any] = {"model": load_checkpoint(MODEL).base_digest[:16], "unseen": UNSEEN}
-    common["minimum_score"] = MINIMUM_SCORE
+    model = load_checkpoint(MODEL).base_digest[:16]
+    common = {"model": model, "unseen": UNSEEN, "minimum_score": MINIMUM_SCORE}
     fitted = common | {"updates": chosen.updates, "views": 16}
     cells: list[Cell] = []
     for seed in chosen.seeds:
@@ -195,7 +195,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
             if pictures in (20, 100) and not seed:
                 recipe = common | {"part": "recipe", "seed": seed, "pictures": pictures, "updates": 2000}
                 cells += [recipe | {"task": task} for task in ("semantic", "instances")]
-    cost = {"part": "cost", "model": common["model"], "updates": COST_UPDATES}
+    cost = {"part": "cost", "model": model, "updates": COST_UPDATES}
     methods = ("reader", "U-Net", "recipe, semantic", "recipe, instances", "recipe, depth")
     cells += [cost | {"method": name} for name in methods]
     return [cell for cell in cells if cell["part"] in chosen.only]
