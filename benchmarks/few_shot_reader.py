@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL, RATES, fit_best
-from datagen.datasets import AnnotatedImages, data_digest
+from datagen.datasets import AnnotatedImages, data_digest, read_names
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation.report import half_width
 from datagen.fit_plan import FitPlan, load_fit_plan
@@ -45,7 +45,7 @@ CAMVID_PICTURES = (20, 60, 367)
 
 
 def camvid_plan(root: str, pictures: int) -> FitPlan:
-    listed: list[str] = read_settings(CAMVID)["data"]["names"]
+    listed = read_names(Path(read_settings(CAMVID)["data"]["names"]))
     names = {20: listed[::3], 60: listed, 367: None}[pictures]
     return load_fit_plan(CAMVID, [f"data.root={root}", f"data.names={json.dumps(names)}"])
 

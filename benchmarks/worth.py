@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import RESULTS
+from datagen.datasets import read_names
 from datagen.evaluation.columns import Cell
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
-from datagen.settings import read_settings
 from decoders.files import cache_folder, write_atomic
 
 FILE = "worth.json"
@@ -241,7 +241,7 @@ def camvid(count: int) -> Claim:
         adapted = {"updates": scale.adapt_updates, "tracker": "none", "prompts": [], "threads": 1}
         yield Step(verb="adapt", config="adapt", to=look, settings=adapted)
         loras = {"model.loras": [{"source": str(look / "lora.safetensors")}]}
-        names = read_settings(Path("configs/camvid_reader.yaml"))["data"]["names"]
+        names = read_names(Path("configs/camvid_60.txt"))
         few = names if count == len(names) else names[:: len(names) // count]
         fitted = {"validation": None, "fit.updates": scale.fit_updates, "fit.threads": 1, "data.names": few}
         yield Step(verb="fit", config="camvid_reader", to=reader, settings={**fitted, **loras})

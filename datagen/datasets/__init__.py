@@ -25,6 +25,10 @@ BACKGROUND = "background"
 """The class of unmarked pixels, where a dataset declares that they are one."""
 
 
+Names = Path | Sequence[str]
+"""Of pictures, or a text file with a name in each line; empty lines and those that begin with # say nothing."""
+
+
 class AnnotatedImages(Sequence[AnnotatedImage], ABC):
     """A dataset: pictures with their truth, loaded at each access, and the classes they are labelled with."""
 
@@ -52,13 +56,11 @@ class AnnotatedImages(Sequence[AnnotatedImage], ABC):
         return self.load(self.names[index])
 
 
-def select(
-    found: Sequence[str], *, names: Sequence[str] | None, first: int | None, every: int, where: Path
-) -> tuple[str, ...]:
+def select(found: Sequence[str], *, names: Names | None, first: int | None, every: int, where: Path) -> tuple[str, ...]:
     """Either the listed names, or of all found every n-th, and of these the first so many.
 
     Raises:
-        UserError: nothing was found, a name is not there, or both ways of choosing are used.
+        UserError: nothing was found, a name or the file of names is not there, or both ways of choosing are used.
     """
     if not found:
         raise UserError(f"{where} holds no picture with a label, expected at least one; check the path and the names")
@@ -68,6 +70,8 @@ def select(
         return tuple(found[::every][:first])
     if first is not None or every != 1:
         raise UserError("found `names` beside `first` or `every`; give the list of names or the rule, not both")
+    if isinstance(names, Path):
+        names = read_names(names)
     known = {normal(name): name for name in found}
     if missing := [name for name in names if normal(name) not in known]:
         near = difflib.get_close_matches(missing[0], found, n=1)
@@ -79,6 +83,21 @@ def select(
     if len({normal(name) for name in names}) != len(names):
         raise UserError(f"a name is listed twice among {list(names)}; list each picture once")
     return tuple(known[normal(name)] for name in names)
+
+
+def read_names(file: Path) -> list[str]:
+    """
+    Raises:
+        UserError: the file is missing, is no text, or names nothing.
+    """
+    try:
+        lines = [line.strip() for line in file.expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}), expected a text file with a name in each line") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise UserError(f"{file} names nothing, expected a name in each line")
+    return names
 
 
 def normal(name: str) -> str:

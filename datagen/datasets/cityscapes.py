@@ -1,12 +1,12 @@
 """Cityscapes as it is distributed: `leftImg8bit` beside `gtFine`, with objects from the instance PNGs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from datagen.datasets import AnnotatedImages, check_size, list_images
+from datagen.datasets import AnnotatedImages, Names, check_size, list_images
 from datagen.datasets.label_folder import LabelFolder
 from datagen.files import read_label_png
 from decoders.errors import UserError
@@ -33,7 +33,7 @@ class Cityscapes(AnnotatedImages):
         root: Path,
         split: str = "train",
         annotations: str = "gtFine",
-        names: Sequence[str] | None = None,
+        names: Names | None = None,
         first: int | None = None,
         every: int = 1,
     ) -> None:

@@ -12,6 +12,7 @@ from datagen.coco_format import Annotation, Category, Picture, read_coco
 from datagen.datasets import (
     BACKGROUND,
     AnnotatedImages,
+    Names,
     check_categories,
     check_present,
     check_size,
@@ -49,7 +50,7 @@ class Coco(AnnotatedImages):
         images: str = "images",
         unmarked: Literal["background", "void"] = BACKGROUND,
         colors: Mapping[str, tuple[int, int, int]] | None = None,
-        names: Sequence[str] | None = None,
+        names: Names | None = None,
         first: int | None = None,
         every: int = 1,
     ) -> None:

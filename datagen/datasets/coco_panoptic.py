@@ -1,6 +1,6 @@
 """COCO's panoptic form: one PNG of segment ids for each picture, and a JSON that says what the segments are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from datagen.coco_format import SegmentEntry, read_panoptic
 from datagen.datasets import (
     AnnotatedImages,
+    Names,
     check_categories,
     check_present,
     check_size,
@@ -32,7 +33,7 @@ class CocoPanoptic(AnnotatedImages):
         segments: str = "panoptic",
         images: str = "images",
         colors: Mapping[str, tuple[int, int, int]] | None = None,
-        names: Sequence[str] | None = None,
+        names: Names | None = None,
         first: int | None = None,
         every: int = 1,
     ) -> None:

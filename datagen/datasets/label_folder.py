@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 from datagen.datasets import (
     AnnotatedImages,
+    Names,
     check_size,
     list_images,
     make_taxonomy,
@@ -37,7 +38,7 @@ class LabelFolder(AnnotatedImages):
         depth_ending: str = "",
         things: Sequence[str] = (),
         colors: Mapping[str, tuple[int, int, int]] | None = None,
-        names: Sequence[str] | None = None,
+        names: Names | None = None,
         first: int | None = None,
         every: int = 1,
     ) -> None:

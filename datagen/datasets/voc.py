@@ -7,10 +7,12 @@ from typing import Literal
 from datagen.datasets import (
     BACKGROUND,
     AnnotatedImages,
+    Names,
     check_size,
     list_images,
     make_taxonomy,
     normal,
+    read_names,
     select,
     to_semantic_ids,
 )
@@ -40,7 +42,7 @@ class Voc(AnnotatedImages):
         labels: str = "SegmentationClass",
         things: Sequence[str] | None = None,
         colors: Mapping[str, tuple[int, int, int]] | None = None,
-        names: Sequence[str] | None = None,
+        names: Names | None = None,
         first: int | None = None,
         every: int = 1,
     ) -> None:
@@ -80,8 +82,4 @@ class Voc(AnnotatedImages):
 
 
 def _read_split(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list of pictures {path} ({error}); choose a split of ImageSets") from None
-    return [normal(line.split()[0]) for line in lines if line.strip()]
+    return [normal(line.split()[0]) for line in read_names(path)]

@@ -167,6 +167,23 @@ class TestLabelFolder:
         (folder / "labels" / "c.png").unlink()
         assert len(_folder(folder, names=["d"])) == 1
 
+    def test_names_can_stand_in_a_file(self, folder: Path, tmp_path: Path):
+        file = tmp_path / "wähle.txt"
+        file.write_text("# mine\n\n d \nä 1\n", encoding="utf-8")
+        assert _folder(folder, names=file).names == ("d", "ä 1")
+        chosen = choose_part(
+            "datasets",
+            {"format": "label_folder", "root": str(folder), "classes": ["a", "b"], "names": str(file)},
+            at="data",
+        )
+        assert chosen.build().names == ("d", "ä 1")
+        assert "names" in chosen.path_settings, "what it names decides a run, not where it lies"
+        file.write_text("# nothing\n")
+        with pytest.raises(UserError, match=r"wähle\.txt names nothing, expected a name in each line"):
+            _folder(folder, names=file)
+        with pytest.raises(UserError, match=r"none\.txt cannot be read .*, expected a text file"):
+            _folder(folder, names=tmp_path / "none.txt")
+
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
@@ -265,7 +282,7 @@ class TestVoc:
         write_atomic(voc / "ImageSets" / "Segmentation" / "bad.txt", b"unlabelled 1")
         with pytest.raises(UserError, match=r"'unlabelled' has no file in .*SegmentationClass"):
             Voc(root=voc, split="bad")
-        with pytest.raises(UserError, match=r"cannot read the list of pictures .*none\.txt"):
+        with pytest.raises(UserError, match=r"none\.txt cannot be read .*a name in each line"):
             Voc(root=voc, split="none")
 
     def test_fewer_classes_than_ids_are_told(self, voc: Path):
