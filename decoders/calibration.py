@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 _BINS = 15
 _SLOTS = 20 * _BINS
@@ -41,10 +43,9 @@ class Reliability:
         taken = wrong = 0.0
         for count, right in zip(self._count[::-1], self._right[::-1], strict=True):
             part = min(float(count), wanted - taken)
-            if part <= 0:
-                break
-            taken += part
-            wrong += part * (1 - right / count)
+            if part > 0:
+                taken += part
+                wrong += part * (1 - right / count)
         return wrong / taken if taken else 0.0
 
     def threshold_at(self, coverage: float) -> float:
@@ -70,6 +71,23 @@ def best_factor(loss: Callable[[float], float], *, low: float = 0.01, high: floa
             outer = left + ratio * (right - left)
             at_outer = loss(float(np.exp(outer)))
     return float(np.exp((left + right) / 2))
+
+
+def truthful_factor(confidence: Callable[[float], Float[Tensor, " answers"]], right: Bool[Tensor, " answers"]) -> float:
+    """The factor under which confidences best say how often answers are right (least cross-entropy).
+
+    Unlike the likeliest factor of a distribution of errors, it is not led by the few that are far off, whose size no
+    confidence speaks of.
+
+    Args:
+        confidence: factor -> confidences, 0..1.
+    """
+
+    def surprise(factor: float) -> float:
+        chance = confidence(factor).double().clamp(1e-6, 1 - 1e-6)
+        return float(-torch.where(right, chance, 1 - chance).log().mean())
+
+    return best_factor(surprise)
 
 
 def fit_sigmoid(

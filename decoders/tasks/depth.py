@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.calibration import Reliability
+from decoders.calibration import Reliability, truthful_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import METRIC_DEPTH_STORAGE, DenseMap, Label, Taxonomy, metric_depth
@@ -125,15 +125,18 @@ class Depth(Task[Tensor]):
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 3 height width"], Label]]) -> None:
-        """The most likely factor of a Laplace distribution's spread is the mean of error / spread."""
-        ratios: list[Tensor] = []
+        """Confidences as often right as they say, of the pixels with a depth."""
+        spreads: list[Tensor] = []
+        rights: list[Tensor] = []
         for output, label in pairs:
             meters = self.target(label)[0].flatten()
             chosen = sample_pixels(meters > 0)
             log_depth, log_spread, _ = output[0].flatten(1).float().cpu()[:, chosen]
-            ratios.append((log_depth - meters[chosen].log()).abs() / log_spread.exp())
-        if sum(len(part) for part in ratios):
-            self.spread_factor.fill_(float(torch.cat(ratios).mean().clamp(0.05, 20)))
+            spreads.append(log_spread.exp())
+            rights.append((log_depth - meters[chosen].log()).abs() < math.log(_CLOSE_RATIO))
+        spread, right = torch.cat(spreads), torch.cat(rights)
+        if len(right):
+            self.spread_factor.fill_(truthful_factor(lambda factor: _close(factor * spread), right))
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:
@@ -142,7 +145,7 @@ class Depth(Task[Tensor]):
     def _read_one(self, output: Float[Tensor, "3 height width"]) -> DenseMap:
         log_depth, log_spread, logit = output
         meters = log_depth.clamp(math.log(NEAREST_M), math.log(FARTHEST_M)).exp()
-        close = 1 - torch.exp(-math.log(_CLOSE_RATIO) / (self.spread_factor * log_spread.exp()))
+        close = _close(self.spread_factor * log_spread.exp())
         exists = logit.sigmoid() if self.validity else torch.ones_like(logit)
         valid = exists >= 0.5
         confidence = torch.where(valid, close * exists, 1 - exists)
@@ -150,6 +153,11 @@ class Depth(Task[Tensor]):
 
     def score(self) -> Score:
         return DepthScore()
+
+
+def _close(spread: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """How likely the truth lies within the ratio."""
+    return 1 - torch.exp(-math.log(_CLOSE_RATIO) / spread)
 
 
 class DepthScore:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.calibration import Reliability, best_factor
+from decoders.calibration import Reliability, truthful_factor
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import NORMALS_STORAGE, DenseMap, Label, Taxonomy, surface_normals
@@ -92,28 +92,26 @@ class Normals(Task[Tensor]):
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 5 height width"], Label]]) -> None:
-        """The most likely factor, by search."""
-        angles: list[Tensor] = []
+        """Confidences as often right as they say, of the pixels with a surface."""
+        rights: list[Tensor] = []
         concentrations: list[Tensor] = []
         for output, label in pairs:
             target = self.target(label).float().flatten(1)
             chosen = sample_pixels(target[:3].abs().sum(0) > 0)
             found = output[0].flatten(1).float().cpu()[:, chosen]
-            angles.append((found[:3] * target[:3, chosen]).sum(0).clamp(-1, 1).acos())
+            rights.append((found[:3] * target[:3, chosen]).sum(0) > math.cos(_CLOSE))
             concentrations.append(found[3].exp())
-        angle, k = torch.cat(angles), torch.cat(concentrations)
-        if len(angle):
-            self.concentration_factor.fill_(best_factor(lambda factor: float(_unlikelihood(angle, factor * k).mean())))
+        right, k = torch.cat(rights), torch.cat(concentrations)
+        if len(right):
+            self.concentration_factor.fill_(truthful_factor(lambda factor: _close(factor * k), right))
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 5 height width"], size: Size) -> list[Label]:
         return [self._read_one(resize(one[None].float(), size)[0]) for one in output]
 
     def _read_one(self, output: Float[Tensor, "5 height width"]) -> DenseMap:
-        k = self.concentration_factor * output[3].exp()
-        miss = torch.exp(-k * _CLOSE) * (k * math.sin(_CLOSE) + math.cos(_CLOSE))
-        close = (1 - miss) / (1 + torch.exp(-math.pi * k))
-        exists = output[4].sigmoid() if self.validity else torch.ones_like(k)
+        close = _close(self.concentration_factor * output[3].exp())
+        exists = output[4].sigmoid() if self.validity else torch.ones_like(close)
         valid = exists >= 0.5
         confidence = torch.where(valid, close * exists, 1 - exists)
         vectors = torch.where(valid, output[:3], 0.0).permute(1, 2, 0)
@@ -121,6 +119,12 @@ class Normals(Task[Tensor]):
 
     def score(self) -> Score:
         return NormalsScore()
+
+
+def _close(k: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
+    """How likely the truth lies within the angle."""
+    miss = torch.exp(-k * _CLOSE) * (k * math.sin(_CLOSE) + math.cos(_CLOSE))
+    return (1 - miss) / (1 + torch.exp(-math.pi * k))
 
 
 def _unlikelihood(angle: Float[Tensor, "*pixels"], k: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:

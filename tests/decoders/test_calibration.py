@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoders.average_precision import hits
-from decoders.calibration import Reliability, best_factor, fit_sigmoid
+from decoders.calibration import Reliability, best_factor, fit_sigmoid, truthful_factor
 from decoders.decoder import Trunk
 from decoders.features import FeatureSpec
 from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map, surface_normals
@@ -58,6 +58,22 @@ def test_a_threshold_keeps_as_many_as_it_says(seed: int, coverage: float):
     assert reliability.threshold_at(1.0) == 0
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), coverage=st.floats(0.05, 1.0), count=st.integers(1, 40), most=st.floats(0.1, 1.0))
+def test_risk_is_the_share_of_wrong_answers_among_the_surest(seed: int, coverage: float, count: int, most: float):
+    """Few answers leave most slots empty, the uppermost among them: these must not end the count."""
+    stream = np.random.default_rng(seed)
+    confidence = stream.permutation(np.linspace(0, most, count))  # each in a slot of its own
+    right = stream.random(count) < 0.5
+    reliability = Reliability()
+    reliability.add(confidence, right)
+    surest = np.argsort(-confidence)
+    wanted = coverage * count
+    weights = np.clip(wanted - np.arange(count), 0, 1)
+    expected = float((weights * ~right[surest]).sum() / wanted)
+    assert reliability.risk_at(coverage) == pytest.approx(expected)
+
+
 def test_no_answer_has_no_error():
     assert Reliability().expected_calibration_error == 0
     assert Reliability().risk_at(0.7) == 0
@@ -70,6 +86,13 @@ def test_no_answer_has_no_error():
 @given(st.floats(0.2, 5.0))
 def test_the_best_factor_is_found(best: float):
     assert best_factor(lambda factor: (np.log(factor) - np.log(best)) ** 2) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_truthful_factor_is_not_led_by_the_few_that_are_far_off():
+    stream = np.random.default_rng(0)
+    right = torch.from_numpy(stream.random(4000) < 0.6)
+    found = truthful_factor(lambda factor: torch.full((4000,), min(0.1 * factor, 1.0)), right)
+    assert found == pytest.approx(6, rel=0.05)
 
 
 def test_a_sigmoid_learns_how_often_scores_are_right():
