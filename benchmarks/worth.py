@@ -244,7 +244,7 @@ def camvid(count: int) -> Claim:
         names = read_names(Path("configs/camvid_60.txt"))
         few = names if count == len(names) else names[:: len(names) // count]
         fitted = {"validation": None, "fit.updates": scale.fit_updates, "fit.threads": 1, "data.names": few}
-        yield Step(verb="fit", config="camvid_reader", to=reader, settings={**fitted, **loras})
+        yield Step(verb="fit", config="camvid_reader", to=reader, settings=fitted)
         drawn = {"labeller.reader": str(reader), "target": scale.photographs, "threads": 1}
         yield Step(verb="generate", config="camvid_dataset", to=run, settings={**drawn, **loras})
         yield Step(
