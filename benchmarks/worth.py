@@ -346,6 +346,9 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure anew and compare with what is committed")
     chosen = parser.parse_args()
     claims = chosen.claims or (QUICK if chosen.scale == "quick" else tuple(CLAIMS))
+    committed = known().get(chosen.scale, {})
+    if chosen.again and (missing := [name for name in claims if name not in committed]):
+        parser.error(f"nothing is committed of {', '.join(missing)}; measure without --again first")
     home = cache_folder() / "benchmarks/worth" / chosen.scale
     fine = True
     with tempfile.TemporaryDirectory() as anew:
@@ -357,7 +360,7 @@ def main() -> int:
             found = measure(name, SCALES[chosen.scale], folder, processes=chosen.processes)
             print(told(found["cells"]), flush=True)
             if chosen.again:
-                fine &= agrees(found["cells"], known()[chosen.scale][name]["cells"])
+                fine &= agrees(found["cells"], committed[name]["cells"])
                 continue
             results = known()
             results.setdefault(chosen.scale, {})[name] = found
