@@ -117,8 +117,10 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
         plan.views.augmentation()
     except UserError as error:
         raise UserError(f"views: {error}") from None
-    if "test" in plan.more_tests:
-        raise UserError("more_tests: found 'test', which is the name of the first one; call it what it shows")
+    if taken := sorted({"test", "real", "synthetic", "pool"} & plan.more_tests.keys()):
+        raise UserError(
+            f"more_tests: found {taken[0]!r}, which another dataset is called already; call it what it shows"
+        )
     if real_slots(plan) in (0, plan.batch_size):
         raise UserError(
             f"real_share {plan.real_share:g} of a batch_size of {plan.batch_size} leaves no place for "

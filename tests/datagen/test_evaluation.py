@@ -190,6 +190,8 @@ def test_the_same_students_on_several_tests(tmp_path: Path):
         evaluated(plan, "more_tests.night={format: coco, root: nowhere}")
     with pytest.raises(UserError, match=r"more_tests: found 'test'"):
         evaluated(plan, "more_tests={test: {seed: 3}}")
+    with pytest.raises(UserError, match=r"more_tests: found 'real', which another dataset is called already"):
+        evaluated(plan, "more_tests={real: {seed: 3}}")
 
 
 def test_a_teacher_decides_what_is_learned(tmp_path: Path):
