@@ -41,10 +41,10 @@ from datagen.evaluation.columns import Cell
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
+from datagen.runs import library_versions
 from decoders.files import cache_folder, write_atomic
 
 FILE = "worth.json"
-PACKAGES = ("datagen", "torch", "torchvision", "diffusers", "segmentation-models-pytorch")
 TOLERANCE = 0.03
 """mIoU by which a cell may differ on another machine, where sums are rounded in another order."""
 
@@ -111,7 +111,7 @@ class Step:
 
 
 Claim = Callable[[Scale, Path], Iterator[Step]]
-"""Scale, folder -> what is run in turn; the last step is the evaluation."""
+"""Scale, folder -> what is run in turn; the last step is the evaluation, in a subfolder of the claim's name."""
 
 
 def datasetdm(count: int) -> Claim:
@@ -127,7 +127,6 @@ def datasetdm(count: int) -> Claim:
                 **_studied(scale, home, count),
                 "student.depth_weight": 0.5,
                 "columns": scale.columns,
-                "seeds": scale.seeds,
             },
         )
 
@@ -154,8 +153,8 @@ def _samples(scale: Scale, home: Path, count: int) -> Iterator[Step]:
     """A reader fitted on so many scenes, and what it labels."""
     reader = home / f"reader_{count}"
     tasks: dict[str, Any] = {"semantic": {}, "depth": {}} | ({"instances": {}} if count == 100 else {})
-    fitted = {"data.count": count, "validation": None, "tasks": tasks, "fit.updates": scale.fit_updates}
-    yield Step(verb="fit", config="pocket_reader", to=reader, settings={**fitted, "fit.threads": 1})
+    few = {"data.count": count, "tasks": tasks}
+    yield Step(verb="fit", config="pocket_reader", to=reader, settings={**few, **_fitted(scale)})
     drawn = {"labeller.reader": str(reader), "labeller.fit": None, "generator.steps": 25}
     yield Step(
         verb="generate",
@@ -171,10 +170,17 @@ def _studied(scale: Scale, home: Path, count: int) -> dict[str, Any]:
         "real_counts": [count],
         "synthetic.root": str(home / f"samples_{count}/exports/coco"),
         "test.count": scale.test,
-        "updates": scale.updates,
-        "mixed_updates": None,
-        "threads": 1,
+        **_trained(scale),
     }
+
+
+def _fitted(scale: Scale) -> dict[str, Any]:
+    return {"validation": None, "fit.updates": scale.fit_updates, "fit.threads": 1}
+
+
+def _trained(scale: Scale) -> dict[str, Any]:
+    """All columns as long."""
+    return {"seeds": scale.seeds, "updates": scale.updates, "mixed_updates": None, "threads": 1}
 
 
 GAME: Mapping[str, Any] = {"look": ["game"], "weather": ["clear"], "time": ["day"]}
@@ -190,13 +196,8 @@ HARDER: Mapping[str, Mapping[str, Any]] = {
 
 def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
     reader = home / "reader_of_the_game"
-    few = {"data": {**SOURCE, "count": 100}, "validation": None, "tasks": {"semantic": {}}}
-    yield Step(
-        verb="fit",
-        config="pocket_reader",
-        to=reader,
-        settings={**few, "fit.updates": scale.fit_updates, "fit.threads": 1},
-    )
+    few = {"data": {**SOURCE, "count": 100}, "tasks": {"semantic": {}}}
+    yield Step(verb="fit", config="pocket_reader", to=reader, settings={**few, **_fitted(scale)})
     source = {**SOURCE, "count": scale.source_scenes}
     yield Step(
         verb="generate",
@@ -225,10 +226,7 @@ def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
             "test": {**tested, **NORMAL},
             "more_tests": HARDER,
             "columns": ["real", "both"],
-            "seeds": scale.seeds,
-            "updates": scale.updates,
-            "mixed_updates": None,
-            "threads": 1,
+            **_trained(scale),
         },
     )
 
@@ -242,9 +240,8 @@ def camvid(count: int) -> Claim:
         yield Step(verb="adapt", config="adapt", to=look, settings=adapted)
         loras = {"model.loras": [{"source": str(look / "lora.safetensors")}]}
         names = read_names(Path("configs/camvid_60.txt"))
-        few = names if count == len(names) else names[:: len(names) // count]
-        fitted = {"validation": None, "fit.updates": scale.fit_updates, "fit.threads": 1, "data.names": few}
-        yield Step(verb="fit", config="camvid_reader", to=reader, settings=fitted)
+        few = names[:: len(names) // count]
+        yield Step(verb="fit", config="camvid_reader", to=reader, settings={"data.names": few, **_fitted(scale)})
         drawn = {"labeller.reader": str(reader), "target": scale.photographs, "threads": 1}
         yield Step(verb="generate", config="camvid_dataset", to=run, settings={**drawn, **loras})
         yield Step(
@@ -255,9 +252,7 @@ def camvid(count: int) -> Claim:
                 "real.names": few,
                 "synthetic.root": str(run / "exports/coco"),
                 "columns": scale.columns,
-                "seeds": scale.seeds,
-                "updates": scale.updates,
-                "threads": 1,
+                **_trained(scale),
             },
         )
 
@@ -290,15 +285,14 @@ def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str,
             launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
             launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
         subprocess.run([*launcher, "-m", "datagen", *step.arguments()], check=True)
-    results = read_json(steps[-1].to / RESULTS_FILE)
-    shutil.copyfile(steps[-1].to / PLOT_FILE, home / f"{name}.png")
+    results = read_json(home / name / RESULTS_FILE)
     commands = [shlex.join(["datagen", *step.arguments()]).replace(str(home), "HOME") for step in steps]
     return {"commands": commands, "cells": results, "made_with": _made_with()}
 
 
 def _made_with() -> dict[str, str]:
-    packages = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+    students = {name: version(name) for name in ("segmentation-models-pytorch", "torchvision")}
+    return {"python": platform.python_version(), "machine": platform.machine(), **library_versions(), **students}
 
 
 def told(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -366,7 +360,7 @@ def main() -> int:
             results.setdefault(chosen.scale, {})[name] = found
             write_atomic(RESULTS / FILE, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
             if chosen.scale == "full":
-                shutil.copyfile(home / f"{name}.png", picture_of(name, chosen.scale))
+                shutil.copyfile(home / name / PLOT_FILE, picture_of(name, chosen.scale))
     print("as committed" if fine else f"further than {TOLERANCE} from what is committed")
     return 0 if fine else 1
 

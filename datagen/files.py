@@ -170,3 +170,8 @@ def _pillow(path: Path, what: str, content: io.BytesIO | None = None) -> Generat
         raise UserError(
             f"{what} {path} cannot be read ({error}); the file is damaged or of another type: replace or remove it"
         ) from error
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in it and below."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

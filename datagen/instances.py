@@ -8,8 +8,10 @@ from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from decoders.labels import DenseMap, InstanceSet, Taxonomy
+from decoders.labels import DenseMap, InstanceSet, LabelSet, Taxonomy, class_map
 
+GIVEN = "given with the pictures"
+COMPONENTS = "connected components of the semantic map"
 _coco = cast(Any, coco_mask)  # compiled, without types
 _ndimage = cast(Any, ndimage)
 _EIGHT_NEIGHBOURS = np.ones((3, 3), np.int8)
@@ -136,6 +138,15 @@ def components(semantic: DenseMap, taxonomy: Taxonomy, *, min_pixels: int) -> In
             categories.append(semantic_id)
             scores.append(float(semantic.confidence[mask].mean(dtype=np.float64)))
     return InstanceSet.collect(masks, categories, size=(ids.shape[0], ids.shape[1]), scores=scores)
+
+
+def find_objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[InstanceSet, str] | None:
+    """The objects of a picture and where they come from; None where there can be none."""
+    given = [label for label in labels.values() if isinstance(label, InstanceSet)]
+    semantic = class_map(labels)
+    if given:
+        return given[0], GIVEN
+    return None if semantic is None else (components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS)
 
 
 def _runs(counts: str) -> list[int]:

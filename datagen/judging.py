@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datagen.instances import components
+from datagen.instances import find_objects
 from datagen.readers import open_reader, read_manifest
 from datagen.runs import Run
 from datagen.shards import StoredSample
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, classes_in, semantic_ids
+from decoders.labels import classes_in, semantic_ids
 from decoders.manifest import ReaderManifest
 
 if TYPE_CHECKING:
@@ -64,13 +64,11 @@ class Judge:
                 self.denied[names[category - 1]] += 1
 
     def _objects(self, sample: StoredSample) -> Iterator[tuple[np.ndarray, int]]:
-        found = sample.labels.get("instances")
-        if found is None and "semantic" in sample.labels:
-            semantic: Any = sample.labels["semantic"]
-            found = components(semantic, self.reader.manifest.taxonomy, min_pixels=_LEAST_PIXELS)
-        if isinstance(found, InstanceSet):
-            single = ~found.is_crowd & found.masks.any(axis=(1, 2))
-            yield from zip(found.masks[single], found.category_ids[single].tolist(), strict=True)
+        found = find_objects(sample.labels, self.reader.manifest.taxonomy, min_pixels=_LEAST_PIXELS)
+        if found is not None:
+            objects, _ = found
+            single = ~objects.is_crowd & objects.masks.any(axis=(1, 2))
+            yield from zip(objects.masks[single], objects.category_ids[single].tolist(), strict=True)
 
     def __str__(self) -> str:
         lines = [f"\nas {self.name} judges the accepted pictures, which it had no part in"]

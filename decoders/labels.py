@@ -259,15 +259,21 @@ class AnnotatedImage:
     labels: LabelSet = field(default_factory=dict[str, Label])
 
 
+def class_map(labels: LabelSet) -> DenseMap | None:
+    """The label that gives each pixel a class, if there is one."""
+    maps = (label for label in labels.values() if isinstance(label, DenseMap) and label.storage.unit == CATEGORY)
+    return next(maps, None)
+
+
 def categorical(labels: LabelSet) -> DenseMap:
     """The label that gives each pixel a class.
 
     Raises:
         UserError: there is none.
     """
-    for label in labels.values():
-        if isinstance(label, DenseMap) and label.storage.unit == CATEGORY:
-            return label
+    found = class_map(labels)
+    if found is not None:
+        return found
     raise UserError(
         f"found the labels {sorted(labels)}, expected one that gives each pixel a class; use a reader with the task "
         "semantic, or data with label maps"

@@ -58,10 +58,11 @@ class Truth(NamedTuple):
     masks: Float[Tensor, "objects pixels"]
     """Over the pixels that are known."""
     kinds: Int64[Tensor, " objects"]
-    known: Bool[Tensor, " all_pixels"]
+    known: Bool[Tensor, " all_pixels"] | None
+    """None where all are: a crowd is seldom there, and picking pixels is slow."""
 
     def over_known(self, values: Float[Tensor, "queries all_pixels"]) -> Float[Tensor, "queries pixels"]:
-        return values if self.known.all() else values[:, self.known]
+        return values if self.known is None else values[:, self.known]
 
 
 def unpack(target: UInt8[Tensor, "2 height width"]) -> Truth:
@@ -71,7 +72,7 @@ def unpack(target: UInt8[Tensor, "2 height width"]) -> Truth:
     present = numbers.unique()
     masks = numbers[None] == present[present > 0][:, None]
     classes = torch.stack([kinds[mask][0] for mask in masks]) if len(masks) else kinds[:0]
-    return Truth(masks.float(), classes.long(), known)
+    return Truth(masks.float(), classes.long(), None if known.all() else known)
 
 
 def match(

@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from datagen.instances import Rle, components, encode_mask, mask_area, mask_box, to_entries
+from datagen.instances import Rle, encode_mask, mask_area, mask_box, to_entries
 from datagen.packing import INVALID, check_task_name
 from datagen.panoptic import merge, segments_info, to_colors
-from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Skeleton, Taxonomy
+from decoders.labels import CATEGORY, DenseMap, InstanceSet, LabelSet, Skeleton, Taxonomy, class_map
 
-GIVEN = "given with the pictures"
-COMPONENTS = "connected components of the semantic map"
 _FOLDERS = frozenset({"images", "annotations", "parts", "panoptic"})
 _INFO_KEYS = frozenset({"instances", "settings_digest"})
 
@@ -47,15 +45,6 @@ def check_labels(labels: LabelSet, taxonomy: Taxonomy, *, size: tuple[int, int],
         raise ValueError(f"picture {name} has more than one map of classes among {sorted(labels)}; COCO holds one")
 
 
-def find_objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tuple[InstanceSet, str] | None:
-    """The objects of a picture and where they come from; None where there can be none."""
-    given = [label for label in labels.values() if isinstance(label, InstanceSet)]
-    semantic = _categorical(labels)
-    if given:
-        return given[0], GIVEN
-    return None if semantic is None else (components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS)
-
-
 def objects(instances: InstanceSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """One entry per object that has a pixel."""
     entries: list[dict[str, Any]] = []
@@ -71,7 +60,7 @@ def objects(instances: InstanceSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
 
 def stuff(labels: LabelSet, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """One entry per stuff class that occurs in the categorical map."""
-    semantic = _categorical(labels)
+    semantic = class_map(labels)
     if semantic is None:
         return []
     ids = np.where(semantic.valid, semantic.values[..., 0], 0)
@@ -88,7 +77,7 @@ def panoptic(
     labels: LabelSet, instances: InstanceSet, taxonomy: Taxonomy
 ) -> tuple[UInt8[np.ndarray, "height width 3"], list[dict[str, Any]]] | None:
     """The panoptic PNG and its `segments_info`; None without a map of classes."""
-    semantic = _categorical(labels)
+    semantic = class_map(labels)
     if semantic is None:
         return None
     ids, segments = merge(semantic, instances, taxonomy)
@@ -134,11 +123,6 @@ def _points(skeleton: Skeleton) -> dict[str, Any]:
         "skeleton": [[first + 1, second + 1] for first, second in skeleton.bones],
         "sigmas": list(skeleton.sigmas),
     }
-
-
-def _categorical(labels: LabelSet) -> DenseMap | None:
-    maps = (label for label in labels.values() if isinstance(label, DenseMap) and label.storage.unit == CATEGORY)
-    return next(maps, None)
 
 
 def _entry(rle: Rle, semantic_id: int, score: float, taxonomy: Taxonomy, *, crowd: bool) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from jaxtyping import UInt8
 
 from datagen.coco_format import is_map_key, map_key, repairs_key
 from datagen.exporters import Entry
-from datagen.exporters._coco_entries import categories, check_labels, describe, find_objects, objects, panoptic, stuff
+from datagen.exporters._coco_entries import categories, check_labels, describe, objects, panoptic, stuff
 from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, read_json, write_json
+from datagen.instances import find_objects
 from datagen.packing import confidence_maps, pack_map
 from decoders.errors import UserError
 from decoders.files import atomic_file, remove_stale, write_atomic

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from datagen.adaptation import training_state
+from datagen.files import folder_bytes
 from datagen.pocket import gates, judge, vae
 from datagen.pocket.atmosphere import HELD_OUT_LOOK, HELD_OUT_WEATHER
 from datagen.pocket.workshop import Workshop
@@ -127,7 +128,7 @@ def save_half(pipeline: StableDiffusionPipeline, folder: Path) -> int:
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         network.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = folder_bytes(folder)
     if size > MAX_BYTES:
         raise UserError(f"the model takes {size:,} bytes, {MAX_BYTES:,} may be shipped; train a smaller one")
     return size

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from datagen.controls import ABOUT_FILE
+from datagen.files import folder_bytes
 from decoders.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -30,7 +31,7 @@ def ship(control: Path, *, package: Path = PACKAGE) -> float:
     shutil.rmtree(new, ignore_errors=True)
     ControlNetModel.from_pretrained(control, torch_dtype=torch.float16).save_pretrained(new)
     shutil.copyfile(control / ABOUT_FILE, new / ABOUT_FILE)
-    mib = sum(_mib(folder) for folder in (package / "weights", new))
+    mib = sum(folder_bytes(folder) for folder in (package / "weights", new)) / 2**20
     if mib > ROOM_MIB:
         shutil.rmtree(new)
         raise UserError(f"model and ControlNet would weigh {mib:.1f} MiB, expected {ROOM_MIB} at most; train a smaller")
@@ -38,10 +39,6 @@ def ship(control: Path, *, package: Path = PACKAGE) -> float:
         file.replace(package / "control" / file.name)
     new.rmdir()
     return mib
-
-
-def _mib(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
 def main() -> None:
