@@ -1,6 +1,6 @@
 """Both papers' claims on a laptop: does a student learn more when synthetic pictures are added?
 
-    python -m benchmarks.worth [--claims datasetdm_20 datasetdm_100 objects dginstyle camvid] [--scale full]
+    python -m benchmarks.worth [--claims datasetdm_20 datasetdm_100 objects dginstyle camvid_20] [--scale full] [--seeds 0]
     python -m benchmarks.worth --scale quick --again     # anew, in a folder of its own, against the committed figures
 
 Each claim is a few commands of `datagen` on the configs that users copy, printed as they run: a reader is fitted on
@@ -18,7 +18,7 @@ on 20 or 60 labelled ones.
 
 Cost on two cores, two processes of one thread, `full`: readers 4 x 10 minutes, samples 2,000 x 2 x 2 s and 1,000 x 4 s,
 students (4 columns x 2 counts + 2) x 3 seeds x 1,000 updates x 1 s, Mask R-CNN 6 cells x 500 x 4 s: 8 hours. `quick`:
-half an hour. What is finished is kept in the user's cache folder; the same command goes on.
+half an hour. What is finished is kept in the user's cache folder; the same command goes on, also with more seeds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -336,10 +336,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--claims", nargs="+", choices=list(CLAIMS))
     parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the students; those of the scale unless given")
     parser.add_argument("--processes", type=int, default=2, help="that draw and study side by side")
     parser.add_argument("--again", action="store_true", help="measure anew and compare with what is committed")
     chosen = parser.parse_args()
     claims = chosen.claims or (QUICK if chosen.scale == "quick" else tuple(CLAIMS))
+    scale = SCALES[chosen.scale]
+    if chosen.seeds:
+        scale = replace(scale, seeds=tuple(chosen.seeds))
     committed = known().get(chosen.scale, {})
     if chosen.again and (missing := [name for name in claims if name not in committed]):
         parser.error(f"nothing is committed of {', '.join(missing)}; measure without --again first")
@@ -351,7 +355,7 @@ def main() -> int:
                 print(f"{name}: left out, as CamVid is not at ../shared/data/camvid")
                 continue
             folder = Path(anew) if chosen.again else home
-            found = measure(name, SCALES[chosen.scale], folder, processes=chosen.processes)
+            found = measure(name, scale, folder, processes=chosen.processes)
             print(told(found["cells"]), flush=True)
             if chosen.again:
                 fine &= agrees(found["cells"], committed[name]["cells"])
