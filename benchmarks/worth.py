@@ -1,6 +1,6 @@
 """Both papers' claims on a laptop: does a student learn more when synthetic pictures are added?
 
-    python -m benchmarks.worth [--claims datasetdm_20 datasetdm_100 objects dginstyle camvid_20] [--scale full] [--seeds 0]
+    python -m benchmarks.worth [--claims datasetdm_20 datasetdm_100 objects dginstyle ...] [--scale full] [--seeds 0]
     python -m benchmarks.worth --scale quick --again     # anew, in a folder of its own, against the committed figures
 
 Each claim is a few commands of `datagen` on the configs that users copy, printed as they run: a reader is fitted on
