@@ -154,9 +154,9 @@ _LIKE_THE_WORLD: Mapping[str, Any] = {
     "generator.guidance": 1.0,
     "filters": [{"kind": "confidence", "minimum": 0.5}],
 }
-"""Unlike the demo, nobody looks for what a prompt asks for: without guidance pictures of the embedded model are nearer to
-renders (KID x 1000 to 200 of them, 64 pictures each, in its own features: guidance 5 455, 3 388, 2 312, 1 255) and take
-half the time; and a reader of 20 scenes rejects three of five for classes that it does not see."""
+"""Unlike the demo, nobody looks for what a prompt asks for: without guidance pictures of the embedded model are nearer
+to renders (KID x 1000 to 200 of them, 64 pictures each, in its own features: guidance 5 455, 3 388, 2 312, 1 255) and
+take half the time; and a reader of 20 scenes rejects three of five for classes that it does not see."""
 
 
 def _samples(scale: Scale, home: Path, count: int) -> Iterator[Step]:
