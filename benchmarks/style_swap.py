@@ -1,6 +1,6 @@
 """Style swap on the pocket world: are label maps kept, does the style move, what does fusion add and cost?
 
-    python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--updates 1200] [--only pictures cost rare]
+    python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--updates 1200] [--only pictures guidance cost rare]
 
 Source: streets in the game's look, clear, by day; asked for: photo looks, also in fog and snow, at dusk and at night.
 The layouts are scenes of the test seeds, which neither a ControlNet nor the judge has learned from. `swap` is the
@@ -16,7 +16,7 @@ show what could be reached.
 
 `cost`: denoiser calls and seconds of a picture with fusion, against DGInStyle's 20 + 20 x 81 guided calls: the same
 code with windows that overlap by 7/8 of which none is left out. `rare`: what crops around rare classes do to the share
-of pictures that show them.
+of pictures that show them. `guidance`: what less of it than 3 does to both; the swap's row of `pictures` stands beside.
 
 Cost on two slow cores, one thread each: judge, 3,000 updates x 0.9 s, and `no swap`, 1,200 updates x 3 s, one hour
 each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused ones 100 x 15 s, the original's 32 x
@@ -66,6 +66,7 @@ from decoders.tasks.semantic import SemanticScore
 SMALL = ("pole", "traffic sign", "bicycle", "person")
 STEPS = 25
 GUIDANCE = 3.0
+LESS_GUIDANCE = (1.0, 1.5)
 SHIPPED = "package://datagen.pocket/control"
 GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
 ASKED: Mapping[str, Any] = {
@@ -192,7 +193,7 @@ def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, f
         controls=(Control(source=source),),
         fusion={"fusion": FUSION, "original": ORIGINAL}.get(setting),
         steps=cell["steps"],
-        guidance=GUIDANCE,
+        guidance=cell["guidance"],
         scheduler="ddim",
         model=model,
         taxonomy=world.TAXONOMY,
@@ -218,7 +219,7 @@ def measure(cell: Cell) -> Mapping[str, Any]:
         return judged(network, recipes, rendered(cell, recipes))
     pictures, costs = draw(cell, recipes)
     sheet = np.concatenate([_row([_colored(recipe) for recipe in recipes[:8]]), _row(pictures[:8])])
-    write_atomic(home() / f"{cell['setting']}.png", encode_png(sheet))
+    write_atomic(home() / f"{cell['setting']}_{cell['guidance']:g}.png", encode_png(sheet))
     return judged(network, recipes, pictures) | costs
 
 
@@ -268,6 +269,8 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
     ]
     whole = drawn | {"part": "pictures", "pictures": chosen.pictures}
     cells += [whole | {"setting": name} for name in ("swap", "source model", "no swap")]
+    less = whole | {"part": "guidance", "setting": "swap"}
+    cells += [less | {"guidance": guidance} for guidance in LESS_GUIDANCE]
     # What is compared with few pictures has a plain side of as many.
     for part, counts, settings in (
         ("pictures", chosen.fused, ("swap", "fusion")),
@@ -280,7 +283,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["renders", "pictures", "cost", "rare"]
+    parts = ["renders", "pictures", "guidance", "cost", "rare"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--fused", type=int, default=100, help="pictures drawn with fusion, and again without")
@@ -305,7 +308,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
         if row["part"] == "rare":
             shown = {name: row[name] for name in row if name.startswith(("in turn", "rare "))}
         told = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        print(f"{row['part']}, {row.get('setting', '')}, {row['pictures']} pictures: {told}")
+        setting = row.get("setting", "") + (f", guidance {row['guidance']}" if "guidance" in row else "")
+        print(f"{row['part']}, {setting}, {row['pictures']} pictures: {told}")
 
 
 if __name__ == "__main__":
