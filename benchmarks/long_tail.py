@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.cells import Cell, measure_all
 from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.evaluation.report import interval
 from datagen.pocket import world
 from decoders.checkpoint import ModelReference, load_checkpoint
 from decoders.labels import AnnotatedImage, DenseMap
@@ -100,13 +101,14 @@ def main() -> None:
     }
     cells = [common | {"condition": name, "seed": seed} for seed in chosen.seeds for name in CONDITIONS]
     rows = measure_all("long_tail", cells, measure, workers=chosen.workers)
-    for name in CONDITIONS:
-        group = [row for row in rows if row["condition"] == name]
+    groups = {name: [row for row in rows if row["condition"] == name] for name in CONDITIONS}  # each by seed
+    for name, group in groups.items():
         for part in ("tail miou", "head miou"):
             values = [row[part] for row in group]
+            gains = [value - plain[part] for value, plain in zip(values, groups["neither"], strict=True)]
             print(
                 f"{name:10}{part}: {statistics.mean(values):.3f} ({min(values):.3f}..{max(values):.3f}), "
-                f"{len(values)} seeds"
+                f"{len(values)} seeds; {interval(gains, signed=True)} against neither"
             )
 
 
