@@ -424,13 +424,13 @@ def _numbers(option: str, text: str) -> list[int]:
     return [int(entry) for entry in entries]
 
 
-def _phrases(text: str) -> dict[str, str]:
-    phrases: dict[str, str] = {}
+def _phrases(text: str) -> dict[str, str | None]:
+    phrases: dict[str, str | None] = {}
     for entry in text.split(","):
         name, _, phrase = (part.strip() for part in entry.partition("="))
         if not name or name in phrases:
             raise UserError(f"--classes {text!r} names {name!r} twice or not at all, expected NAME[=PHRASE],...")
-        phrases[name] = phrase or name
+        phrases[name] = phrase or None
     return phrases
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import read_json, write_json
 from datagen.fit_plan import FitPlan, PerceiverSettings, load_fit_plan
+from datagen.inspection import oddities
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
 from datagen.meter import Counted, console_of, meter
@@ -45,12 +46,19 @@ class FitSummary:
     """Measured on so many."""
     scores: Scores
     """Empty without a validation set."""
+    calibration: Mapping[str, tuple[float, float]]
+    """Task -> expected calibration error on the pictures held out of the fit, before and after tuning; not of a reader
+    that was there."""
 
     def __str__(self) -> str:
         lines = [f"reader: {self.reader}" + (" (fitted before, kept)" if self.was_there else "")]
         for task, figures in self.scores.items():
             lines.append(f"{task}, on {self.pictures} pictures it never saw:")
             lines += [f"  {name:32}{value:8.3f}" for name, value in figures.items()]
+        lines += [
+            f"{task}: calibration error {before:.3f}, {after:.3f} after tuning, on the pictures held out"
+            for task, (before, after) in self.calibration.items()
+        ]
         return "\n".join(lines)
 
 
@@ -100,14 +108,23 @@ def fit_from_plan(
         if launcher.rank == 0:
             _forget_others(folder, identity)
             write_json(folder / _FIT_FILE, identity)
+            for warning in oddities(data):
+                console.print(f"warning: {warning}", markup=False)
         launcher.barrier()
         reader = _fit(checked, model, data, taxonomy, folder, console, launcher)
     scores: Scores = {}
+    calibration = {} if was_there or reader is None else reader.manifest.report["calibration"]
     if reader is not None and validation is not None and launcher.rank == 0:
         with meter("measure", console=console) as tick:
             scores = reader.evaluate(Counted(validation, tick))
         write_json(folder / _VALIDATION_FILE, scores)
-    return FitSummary(reader=folder, was_there=was_there, pictures=len(validation or ()), scores=scores)
+    return FitSummary(
+        reader=folder,
+        was_there=was_there,
+        pictures=len(validation or ()),
+        scores=scores,
+        calibration={task: (found["ece_before"], found["ece_after"]) for task, found in calibration.items()},
+    )
 
 
 def _fit(

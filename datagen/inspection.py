@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 from rich.console import Console
 
-from datagen.datasets import AnnotatedImages
+from datagen.datasets import BACKGROUND, AnnotatedImages
 from datagen.datasets.coco import Coco
 from datagen.exporters import Entry
 from datagen.files import encode_png
@@ -20,6 +21,8 @@ from decoders.labels import CATEGORY, METRIC_DEPTH_STORAGE, AnnotatedImage, Dens
 
 _NAMED = 5
 """Pictures or objects listed in a warning."""
+_SPARSE = 0.5
+"""Depth of fewer pixels than that is a sensor's, with gaps, and no sky."""
 _PLAUSIBLE_M = (0.3, 150.0)
 """Between these, in metres, lies the median depth of pictures that people take."""
 
@@ -46,8 +49,14 @@ class Inspection:
     classes: list[ClassCount] = field(default_factory=list[ClassCount])
     """In the order of the taxonomy."""
     void_pixels: int = 0
+    most_objects: int = 0
+    """Of one picture, crowds aside."""
     pointed: int = 0
     """Objects that have a keypoint."""
+    measured_pixels: int = 0
+    """With a valid depth."""
+    depth_pixels: int = 0
+    """Of all pictures that have depths."""
     depths_m: list[tuple[float, float, float]] = field(default_factory=list[tuple[float, float, float]])
     """Smallest, middle and largest valid depth of each picture that has one."""
     overlapping: list[str] = field(default_factory=list[str])
@@ -81,9 +90,12 @@ class Inspection:
             seen.add(semantic_id)
         if label.keypoints_px is not None:
             self.pointed += int((label.keypoints_px[..., 2] > 0).any(axis=1).sum())
-        shared = int((label.masks[~label.is_crowd].sum(axis=0) > 1).sum())
-        if shared:
-            self.overlapping.append(f"{name} ({shared} pixels)")
+        single = np.flatnonzero(~label.is_crowd)
+        self.most_objects = max(self.most_objects, len(single))
+        if overlap := _largest_overlap(label.masks[single]):
+            first, second, pixels = overlap
+            named = [f"{n + 1} {self.taxonomy.names[int(label.category_ids[n]) - 1]}" for n in single[[first, second]]]
+            self.overlapping.append(f"{name} (objects {' and '.join(named)} share {pixels} pixels)")
         return bool(len(label.masks))
 
     def _map(self, label: DenseMap, seen: set[int]) -> bool:
@@ -93,10 +105,12 @@ class Inspection:
         for semantic_id in np.flatnonzero(counts[1:]) + 1:
             self.classes[semantic_id - 1].pixels += int(counts[semantic_id])
             seen.add(int(semantic_id))
-        return bool(counts[1:].any())
+        return any(count and name != BACKGROUND for count, name in zip(counts[1:], self.taxonomy.names, strict=True))
 
     def _depth(self, name: str, label: DenseMap) -> bool:
         meters = label.values[label.valid]
+        self.measured_pixels += meters.size
+        self.depth_pixels += label.valid.size
         if not meters.size:
             self.implausible.append(f"{name}: no valid pixel")
             return False
@@ -128,6 +142,15 @@ class Inspection:
             if pictures:
                 more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
                 yield what.format("; ".join(pictures[:_NAMED]) + more)
+        if self.depth_pixels and self._measured < _SPARSE:
+            yield (
+                f"depth is known of {self._measured:.1%} of the pixels only: where the others are gaps of a sensor, "
+                "set `depth: {validity: 0}` among the tasks, or a reader learns that there is none"
+            )
+
+    @property
+    def _measured(self) -> float:
+        return self.measured_pixels / self.depth_pixels
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{width} x {height} ({count})" for (height, width), count in self.sizes.most_common(4))
@@ -147,13 +170,30 @@ class Inspection:
             lines.append(f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}")
         if known:
             lines.append(f"void: {self.void_pixels / (known + self.void_pixels):.2%} of the pixels")
+        if self.most_objects:
+            lines.append(
+                f"objects: up to {self.most_objects} in a picture; `queries` of the task instances are to match"
+            )
         if self.taxonomy.skeleton is not None:
             skeleton = self.taxonomy.skeleton
             lines.append(f"keypoints: {len(skeleton.points)} of each {skeleton.class_name}, on {self.pointed} of them")
         if self.depths_m:
             low, middle, high = (np.array(column) for column in zip(*self.depths_m, strict=True))
-            lines.append(f"depth: {low.min():.2f} to {high.max():.2f} m, half nearer than {np.median(middle):.2f} m")
+            lines.append(
+                f"depth: {low.min():.2f} to {high.max():.2f} m, half nearer than {np.median(middle):.2f} m, known of "
+                f"{self._measured:.1%} of the pixels"
+            )
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings())])
+
+
+def _largest_overlap(masks: Bool[np.ndarray, "objects height width"]) -> tuple[int, int, int] | None:
+    """Numbers of the two masks that share most pixels, and how many; None where no pixel belongs to two."""
+    if len(masks) < 2 or not (masks.sum(axis=0) > 1).any():
+        return None
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    shared = np.triu(flat @ flat.T, k=1)
+    first, second = np.unravel_index(shared.argmax(), shared.shape)
+    return int(first), int(second), int(shared[first, second])
 
 
 def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspection:
@@ -167,6 +207,17 @@ def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspect
         for picture in Counted(data, tick):
             found.add(picture)
     return found
+
+
+def oddities(data: AnnotatedImages) -> list[str]:
+    """What is odd about pictures that somebody annotated; of made ones, which know their digest, all is well.
+
+    Raises:
+        UserError: as `inspect`.
+    """
+    if getattr(data, "digest", None) is not None:
+        return []
+    return list(inspect(data, console=Console(quiet=True)).warnings())
 
 
 def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, AnnotatedImages]:

@@ -51,7 +51,7 @@ def label(
     to: Path,
     batch_size: int | None = None,
     coverage: float | None = None,
-    classes: Mapping[str, str] | None = None,
+    classes: Mapping[str, str | None] | None = None,
     skip_unreadable: bool = False,
     model: str | None = None,
     console: Console | None = None,

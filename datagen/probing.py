@@ -113,9 +113,11 @@ def probe_from_plan(
         found: list[dict[str, Any]] = [
             {"setting": asdict(one.setting), "merit": one.merit, "channels": one.channels, "passes": one.setting.passes}
             for one in _rank(checked, model, data, sweep, console)
+            if not (checked.decoder.open_vocabulary and one.setting.attention == "none")  # which reads nothing else
         ]
         kept["ranked"] = found
         write_json(path, kept)
+    kept["fits"] = fits
     for entry in kept["ranked"][:fits]:
         if entry.get("fitted") is None:
             entry["fitted"] = _fit(checked, model, data, entry["setting"], console)
@@ -135,7 +137,8 @@ def chosen(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no probe: {PROBE_FILE} is missing; run `datagen probe PLAN --to {folder}`")
     kept = read_json(path)
-    if not kept.get("ranked"):
+    ranked = kept.get("ranked", [])
+    if not ranked or any(entry.get("fitted") is None for entry in ranked[: kept.get("fits", 0)]):
         raise UserError(f"the probe in {folder} is not finished; run the same `datagen probe` again, it goes on")
     return dict(_summary(folder, kept).best.setting)
 

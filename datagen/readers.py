@@ -45,13 +45,14 @@ def read_manifest(
     *,
     batch_size: int | None = None,
     coverage: float | None = None,
-    classes: Mapping[str, str] | None = None,
+    classes: Mapping[str, str | None] | None = None,
 ) -> ReaderManifest:
     """What a saved reader says about itself, with changes of how it looks at pictures.
 
     Args:
         batch_size, coverage: as the fields of `ReadSettings`; the reader's own when None.
-        classes: name -> phrase of all classes to look for, where its vocabulary is open; its own when None.
+        classes: name -> phrase of all classes to look for, where its vocabulary is open; its own when None. Without a
+            phrase (None) a class keeps the one it was fitted with, a new one is asked for by its name.
 
     Raises:
         UserError: the folder holds no whole reader, or it cannot be asked for other classes.
@@ -64,9 +65,10 @@ def read_manifest(
     return replace(manifest, reading=reading)
 
 
-def asked_taxonomy(fitted: Taxonomy, classes: Mapping[str, str]) -> Taxonomy:
+def asked_taxonomy(fitted: Taxonomy, classes: Mapping[str, str | None]) -> Taxonomy:
     """The classes asked for: known ones keep what is known of them, new ones get the next ids and are not countable."""
     known = {name: index for index, name in enumerate(fitted.names)}
+    phrases = dict(zip(fitted.names, fitted.phrases, strict=True))
     free = max(fitted.category_ids) + 1
     new_ids = {name: free + index for index, name in enumerate(name for name in classes if name not in known)}
     new_colors = dict(zip(new_ids, palette(len(fitted) + len(new_ids))[len(fitted) :], strict=True))
@@ -75,7 +77,7 @@ def asked_taxonomy(fitted: Taxonomy, classes: Mapping[str, str]) -> Taxonomy:
         is_thing=tuple(name in known and fitted.is_thing[known[name]] for name in classes),
         colors=tuple(fitted.colors[known[name]] if name in known else new_colors[name] for name in classes),
         category_ids=tuple(fitted.category_ids[known[name]] if name in known else new_ids[name] for name in classes),
-        phrases=tuple(classes.values()),
+        phrases=tuple(phrase or phrases.get(name, name) for name, phrase in classes.items()),
     )
 
 
@@ -85,7 +87,7 @@ def open_reader(
     model: str | None = None,
     batch_size: int | None = None,
     coverage: float | None = None,
-    classes: Mapping[str, str] | None = None,
+    classes: Mapping[str, str | None] | None = None,
 ) -> "decoders.reader.Reader":
     """Load a reader and its model.
 

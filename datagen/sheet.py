@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from datagen.datasets.coco import Coco
 from datagen.exporters import Entry
@@ -25,6 +27,8 @@ _LINE = 18
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _BONE = (255, 255, 0)
+_OUTLINE = (255, 255, 255)
+_ndimage = cast(Any, ndimage)
 _OVERLAY = 0.6
 """Share of the class colour in an overlay."""
 _RAMP = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
@@ -78,8 +82,9 @@ def spread(total: int, count: int) -> list[int]:
 def draw_sheet(items: Sequence[Entry], taxonomy: Taxonomy) -> UInt8[np.ndarray, "height width 3"]:
     """Blocks of picture, overlay of each map of classes, each other map (near is bright, invalid black).
 
-    Objects are drawn where no map of classes shows them. A legend stands above, `extra["caption"]` below each block;
-    there are as many blocks side by side as make the sheet about square.
+    Objects are outlined on the first map of classes, and have colours of their own where there is none. A legend
+    stands above, `extra["caption"]` below each block; there are as many blocks side by side as make the sheet about
+    square.
 
     Raises:
         UserError: there is no picture.
@@ -148,8 +153,10 @@ def _panels(
     for task in columns:
         label = item.labels.get(task)
         panel = np.zeros_like(item.image) if label is None else _draw(label, item.image, ranges[task], taxonomy)
-        if task == columns[0] and taxonomy.skeleton is not None:
-            panel = _with_points(panel, item.labels, taxonomy.skeleton)
+        if task == columns[0]:
+            panel = _outlined(panel, item.labels)
+            if taxonomy.skeleton is not None:
+                panel = _with_points(panel, item.labels, taxonomy.skeleton)
         yield panel
 
 
@@ -169,6 +176,20 @@ def _draw(
     scaled = ((label.values - low) / (high - low)).clip(0, 1)
     pixels = scaled * 255 if label.values.shape[2] == 3 else _ramp(1 - scaled[..., 0])
     return np.where(label.valid[..., None], np.rint(pixels), 0).astype(np.uint8)
+
+
+def _outlined(panel: UInt8[np.ndarray, "height width 3"], labels: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
+    """With the border of each object in white, the smallest on top, as thick as a line of the sheet."""
+    drawn = panel.copy()
+    thickness = max(1, round(panel.shape[0] / CELL_HEIGHT))
+    for label in labels.values():
+        if isinstance(label, InstanceSet):
+            for index in label.back_to_front:
+                mask = label.masks[index]
+                inner = _ndimage.binary_erosion(mask, iterations=thickness)
+                drawn[mask] = panel[mask]
+                drawn[mask & ~inner] = _OUTLINE
+    return drawn
 
 
 def _with_points(

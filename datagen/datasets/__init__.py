@@ -233,6 +233,9 @@ def _contents(picture: AnnotatedImage) -> Iterator[bytes]:
     for name, label in sorted(picture.labels.items()):
         yield name.encode()
         if isinstance(label, DenseMap):
+            yield label.storage.unit.encode()
             yield from (plane.tobytes() for plane in (label.values, label.valid, label.confidence))
         else:
             yield from (column.tobytes() for column in (label.masks, label.category_ids, label.is_crowd))
+            if label.keypoints_px is not None:
+                yield label.keypoints_px.tobytes()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,7 +18,7 @@ from datagen.datasets import (
 )
 from datagen.files import LABEL_SUFFIXES, read_image, read_label_file
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, semantic_map
+from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, relative_depth, semantic_map
 
 
 class LabelFolder(AnnotatedImages):
@@ -32,6 +33,7 @@ class LabelFolder(AnnotatedImages):
         images: str = "images",
         labels: str | None = "labels",
         depth: str | None = None,
+        depth_kind: Literal["distance", "inverse"] = "distance",
         depth_scale: float = 1 / 256,
         image_ending: str = "",
         label_ending: str = "",
@@ -48,8 +50,10 @@ class LabelFolder(AnnotatedImages):
             labels: folder of the label files; null where there are depths only, and `classes` is no more than what the
                 model is asked to look for.
             void: label ids of pixels that nobody knows; losses and metrics skip them.
-            depth_scale: metres per step of the depth files, in which 0 means unknown: 1/256 as KITTI has it, 0.001
-                for millimetres (NYU), 1 for NPY arrays of metres.
+            depth_kind: `inverse` where larger values are nearer and the unit is anybody's guess (disparity, MiDaS):
+                such maps teach the task relative_depth.
+            depth_scale: of distances, metres per step of the depth files, in which 0 means unknown: 1/256 as KITTI has
+                it, 0.001 for millimetres (NYU), 1 for NPY arrays of metres.
             image_ending, label_ending, depth_ending: what a stem has after the name, as `_gtFine_labelIds`.
             things: names of the classes that can be counted.
 
@@ -69,6 +73,7 @@ class LabelFolder(AnnotatedImages):
         self.names = select(list(self._images), names=names, first=first, every=every, where=root / images)
         self._labels = None if labels is None else self._partners(root / labels, what="labels", ending=label_ending)
         self._depths = None if depth is None else self._partners(root / depth, what="depths", ending=depth_ending)
+        self._depth_kind = depth_kind
         self._depth_scale = depth_scale
 
     def _partners(self, folder: Path, *, what: str, ending: str) -> dict[str, Path]:
@@ -97,4 +102,6 @@ class LabelFolder(AnnotatedImages):
     def _depth(self, image: UInt8[np.ndarray, "height width 3"], path: Path, depth_path: Path) -> DenseMap:
         steps = read_label_file(depth_path, floats=True)
         check_size(image, steps.shape, paths=(path, depth_path))
+        if self._depth_kind == "inverse":
+            return relative_depth(steps.astype(np.float32))
         return metric_depth((steps * np.float64(self._depth_scale)).astype(np.float32))

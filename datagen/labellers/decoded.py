@@ -35,7 +35,7 @@ class Decoded:
         reader: Path,
         fit: Path | None = None,
         coverage: Annotated[float, Gt(0), Le(1)] | None = None,
-        classes: Mapping[str, str] | None = None,
+        classes: Mapping[str, str | None] | None = None,
         model: Model | None = None,
     ) -> None:
         """Args:

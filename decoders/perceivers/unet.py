@@ -117,8 +117,9 @@ class UnetPerceiver:
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a picture must be multiples of this: VAE cells, halved at each step down the UNet."""
-        return self.checkpoint.vae_scale_factor * coarsest_cell(self.checkpoint.unet)
+        """Height and width of a picture must be multiples of this, the VAE's cell; diffusers' UNets make up for a
+        grid that does not halve evenly on their way up."""
+        return self.checkpoint.vae_scale_factor
 
     @torch.no_grad()
     def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
@@ -130,7 +131,8 @@ class UnetPerceiver:
             look: number of the look; each uses noises of its own.
 
         Raises:
-            UserError: a size that is no multiple of `size_multiple`; features that are not finite.
+            UserError: a size that is no multiple of `size_multiple`, or so small that levels fall together; features
+                that are not finite.
         """
         self._check_size(*images.shape[1:3])
         checkpoint, reading = self.checkpoint, self.reading
@@ -187,11 +189,12 @@ class UnetPerceiver:
 
     def _check_size(self, height: int, width: int) -> None:
         cell = self.size_multiple
-        if height % cell or width % cell or not height * width:
-            near = " x ".join(str(max(1, round(side / cell)) * cell) for side in (height, width))
+        smallest = cell * coarsest_cell(self.checkpoint.unet)
+        if height % cell or width % cell or min(height, width) < smallest:
+            near = " x ".join(str(max(smallest, round(side / cell) * cell)) for side in (height, width))
             raise UserError(
-                f"a picture of {height} x {width} pixels (height x width) found, this model reads multiples of {cell}; "
-                f"resize or pad it, say to {near}"
+                f"a picture of {height} x {width} pixels (height x width) found, this model reads multiples of {cell} "
+                f"from {smallest} on; resize it, say to {near} (in a plan: `fit.size`, `reading.short_side`)"
             )
 
     def _check_finite(self, tensors: tuple[Tensor, ...]) -> None:

@@ -145,7 +145,7 @@ class Instances(Task[Objects]):
     def target(self, label: Label) -> UInt8[Tensor, "2 height width"]:
         """Number of the object each pixel belongs to (0 = none, 255 = a crowd), and its class counted from 0.
 
-        Where objects overlap, the smaller one is on top.
+        Where objects overlap, the smaller one is on top. More objects than queries teach the queries that fit best.
         """
         objects = _objects(label)
         unknown = sorted(set(objects.category_ids.tolist()) - set(self.things))
@@ -156,11 +156,8 @@ class Instances(Task[Objects]):
             )
         wanted = ~objects.is_crowd & (objects.masks.sum(axis=(1, 2)) >= _FEWEST_PIXELS)
         single = [index for index in objects.back_to_front if wanted[index]]
-        if len(single) >= min(UNKNOWN, len(self.contents) + 1):
-            raise UserError(
-                f"{len(single)} objects found, this reader can say {min(UNKNOWN - 1, len(self.contents))}; raise the "
-                "option queries of the task instances (254 at most), or split the picture"
-            )
+        if len(single) >= UNKNOWN:
+            raise UserError(f"{len(single)} objects found, {UNKNOWN - 1} can be learned from; split the picture")
         packed = np.zeros((2, *objects.masks.shape[1:]), np.uint8)
         packed[0, objects.masks[objects.is_crowd].any(axis=0)] = UNKNOWN
         for number, index in enumerate(single, start=1):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen.datasets import AnnotatedImages
+from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.cityscapes import Cityscapes
 from datagen.datasets.coco import Coco
 from datagen.datasets.coco_panoptic import CocoPanoptic
@@ -113,6 +113,15 @@ class TestLabelFolder:
         np.testing.assert_allclose(label.values[0, :, 0], [0, 1, 2, 65.535])
         np.testing.assert_array_equal(label.valid[0], [False, True, True, True])
         assert label.storage.unit == "m"
+
+    def test_disparities_have_no_unit_and_near_is_large(self, folder: Path):
+        for name in ("ä 1", "b.v2", "c", "d"):
+            _put(folder / "far" / f"{name}.png", np.array([[0, 1000, 2000, 3000]] * 3, np.uint16))
+        label = _folder(folder, depth="far", depth_kind="inverse")[0].labels["depth"]
+        assert isinstance(label, DenseMap)
+        assert label.storage.unit == "relative inverse depth"
+        np.testing.assert_allclose(label.values[0, :, 0], [0, 0, 0.5, 1])
+        np.testing.assert_array_equal(label.valid[0], [False, True, True, True])
 
     def test_arrays_serve_as_labels_and_depths(self, folder: Path):
         for name in ("ä 1", "b.v2", "c", "d"):
@@ -484,6 +493,12 @@ class TestCoco:
         assert isinstance(found, InstanceSet)
         assert found.keypoints_px is not None
         assert found.keypoints_px.reshape(3, 9).tolist() == [points, [0] * 9, [0] * 9]
+        moved = [_annotation(1, 3, RING, keypoints=[2.5, *points[1:]], num_keypoints=2)]
+        before, after = (
+            data_digest(Coco(root=_coco(tmp_path / name, annotations, categories=[DOG])))
+            for name, annotations in (("a", [moved[0] | {"keypoints": points}]), ("b", moved))
+        )
+        assert before != after, "a corrected joint is other data"
 
     @pytest.mark.parametrize(
         ("points", "text"),

@@ -10,7 +10,7 @@ from datagen.filters.class_coverage import ClassCoverage
 from datagen.filters.confidence import Confidence
 from datagen.records import Recipe, Sample, Verdict
 from decoders.errors import UserError
-from decoders.labels import Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map
 
 TAXONOMY = Taxonomy(names=("sky", "road", "car"), is_thing=(False, False, True), colors=((0, 0, 0),) * 3)
 
@@ -72,6 +72,18 @@ def test_filters_need_a_map_of_classes():
     only_depth = replace(sample([[1]]), labels={"depth": metric_depth(np.ones((1, 1), np.float32))})
     with pytest.raises(UserError, match=r"found the labels \['depth'\], expected .* use a reader"):
         Confidence().judge(only_depth)
+    assert Confidence(label="depth", minimum=0.9).judge(only_depth).keep
+    with pytest.raises(UserError, match=r"asks for the label 'objects', but samples have depth; name one"):
+        Confidence(label="objects").judge(only_depth)
+
+
+def test_objects_have_one_confidence_each():
+    pixel = np.ones((1, 1), bool)
+    objects = InstanceSet.collect([pixel, pixel], [3, 3], size=(1, 1), scores=[0.9, 0.3])
+    verdict = Confidence(label="instances").judge(replace(sample([[1]]), labels={"instances": objects}))
+    assert verdict.scores == pytest.approx({"confidence": 0.6, "sure_share": 0.5})
+    none = InstanceSet.collect([], [], size=(1, 1))
+    assert not Confidence(label="instances").judge(replace(sample([[1]]), labels={"instances": none})).keep
 
 
 def test_the_first_that_rejects_names_the_reason_and_all_scores_are_kept():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_a_fit_is_measured_saved_and_can_be_opened(plan: Path, reader: FitSummar
     assert reader.pictures == 3
     assert {"miou", "iou/road", "iou/car", "iou/sky"} <= reader.scores["semantic"].keys()
     assert "on 3 pictures it never saw" in str(reader)
+    assert reader.calibration.keys() == {"semantic"}
+    assert "after tuning, on the pictures held out" in str(reader)
     manifest = ReaderManifest.read(reader.reader)
     assert manifest.taxonomy.phrases == ("a road", "car", "sky")
     assert manifest.taxonomy.category_ids == (1, 2, 3)  # the files' ids 0, 1, 2, each one higher
@@ -91,6 +94,13 @@ def test_a_fit_is_measured_saved_and_can_be_opened(plan: Path, reader: FitSummar
     validation = load_fit_plan(plan).validation
     assert validation is not None
     assert opened.evaluate(validation.build()) == reader.scores
+
+
+def test_what_is_odd_about_the_pictures_is_told_before_the_fit(plan: Path, tmp_path: Path):
+    told = StringIO()
+    changes = ["fit.updates=1", "fit.evaluations=1", "validation=null", 'data.classes=["road", "car", "sky", "tram"]']
+    fit_from_plan(plan, tmp_path / "reader", changes, Console(file=told, width=200))
+    assert "warning: no example of tram: a reader cannot learn them" in told.getvalue()
 
 
 def test_an_equal_plan_keeps_the_reader_and_measures_it(plan: Path, reader: FitSummary):

@@ -1,5 +1,6 @@
 """What is told about annotated pictures is true, and what is odd about them is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from datagen import cli
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.inspection import Inspection, inspect, inspect_sources
+from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources
 from datagen.pocket.truth import write_scenes
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
@@ -77,15 +78,36 @@ def test_what_is_odd_is_named_with_its_remedy():
     warnings = "\n".join(
         look(
             empty={"semantic": semantic_map(ids(0)), "instances": balls()},
-            crossing={"instances": balls(left, all_of_it)},
+            crossing={"instances": balls(left, left & False, all_of_it)},
             far={"depth": metric_depth(np.full((10, 20), 200, np.float32))},
             nowhere={"depth": metric_depth(np.full((10, 20), np.inf, np.float32))},
         ).warnings()
     )
     assert "no example of ground, ghost: a reader cannot learn them; annotate one" in warnings
     assert "nothing is annotated in empty; nowhere: leave them out" in warnings
-    assert "objects overlap in crossing (40 pixels): the smaller one is taken" in warnings
+    assert (
+        "objects overlap in crossing (objects 1 ball and 3 ball share 40 pixels): the smaller one is taken" in warnings
+    )
     assert "far (depth): half of it nearer than 200.00 m; nowhere (depth): no valid pixel: check the unit" in warnings
+
+
+def test_background_alone_is_no_annotation():
+    background = replace(TAXONOMY, names=("background", "ball", "ghost"))
+    found = Inspection(taxonomy=background, classes=[ClassCount() for _ in background.names])
+    found.add(
+        AnnotatedImage(
+            name="forgotten", image=np.zeros((10, 20, 3), np.uint8), labels={"semantic": semantic_map(ids(1))}
+        )
+    )
+    assert found.empty == ["forgotten"]
+
+
+def test_depth_with_gaps_is_told_apart_from_sky():
+    meters = np.full((10, 20), np.inf, np.float32)
+    meters[4, :10] = 8
+    found = look(a={"depth": metric_depth(meters)})
+    assert "half nearer than 8.00 m, known of 5.0% of the pixels" in str(found)
+    assert "depth is known of 5.0% of the pixels only" in "".join(found.warnings())
 
 
 def test_a_sound_dataset_has_no_warning():

@@ -85,15 +85,15 @@ def test_an_open_vocabulary_is_asked_for_other_classes(
     plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], photographs(tmp_path / "few", 3))
     changes = ["fit.updates=4", "fit.evaluations=1", "decoder.open_vocabulary=true"]
     open_reader = fit_from_plan(plan, tmp_path / "open", changes, QUIET).reader
-    classes = {"sky": "sky", "tram": "a yellow tram", "road": "road"}
+    classes = {"sky": None, "tram": "a yellow tram", "road": None}
     label(open_reader, folder, tmp_path / "asked", classes=classes)
     assert validate(tmp_path / "asked").sound
     taxonomy = Coco(root=tmp_path / "asked").taxonomy
     assert taxonomy.names == ("sky", "tram", "road")
     assert taxonomy.category_ids == (3, 4, 1)  # known ones keep theirs
-    assert taxonomy.phrases == ("sky", "a yellow tram", "road")
+    assert taxonomy.phrases == ("sky", "a yellow tram", "a road")  # a known one keeps the phrase it was fitted with
     with pytest.raises(UserError, match="another"):  # one folder, one question
-        label(open_reader, folder, tmp_path / "asked", classes={"sky": "sky"})
+        label(open_reader, folder, tmp_path / "asked", classes={"sky": None})
     with pytest.raises(UserError, match=r"fitted on \(road, car, sky\) and no others"):
         label(reader, folder, tmp_path / "no", classes=classes)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datagen.files import read_json, write_json
 from datagen.fitting import fit_from_plan
 from datagen.probing import PLOT_FILE, PROBE_FILE, chosen, probe_from_plan
 from decoders.errors import UserError
@@ -75,5 +76,11 @@ def test_other_settings_and_missing_probes_are_told(plan: Path, probed: Path, tm
     (tmp_path / PROBE_FILE).write_text("{}")
     with pytest.raises(UserError, match="is not finished"):
         chosen(tmp_path)
+    kept = read_json(probed / PROBE_FILE)
+    del kept["ranked"][1]["fitted"]  # as when it was stopped before its second fit
+    write_json(tmp_path / PROBE_FILE, kept)
+    with pytest.raises(UserError, match="is not finished"):
+        chosen(tmp_path)
+    (tmp_path / PROBE_FILE).unlink()
     with pytest.raises(UserError, match=r"set fit\.holdout above 0"):
         probe_from_plan(plan, tmp_path / "none", ["fit.holdout=0"], pictures=2, timesteps=[5], noises=[1], fits=1)

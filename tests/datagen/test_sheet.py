@@ -11,7 +11,7 @@ from datagen.records import Verdict
 from datagen.runs import Run, claim
 from datagen.sheet import CELL_HEIGHT, contact_sheet, draw_sheet, spread
 from decoders.errors import UserError
-from decoders.labels import Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map
 from tests.datagen.made_up import TAXONOMY, image, labels, objects, sample
 
 
@@ -91,6 +91,16 @@ def test_objects_are_drawn_where_there_is_no_map_of_classes():
     black = np.zeros((20, 33, 3), np.uint8)
     sheet = draw_sheet([Entry("a", black, {"instances": objects()}, {})], TAXONOMY)
     assert sheet.shape[1] > 33 + 2 * CELL_HEIGHT
+
+
+def test_objects_that_touch_are_told_apart_on_the_map_of_classes():
+    black, ids = np.zeros((CELL_HEIGHT, 100, 3), np.uint8), np.full((CELL_HEIGHT, 100), 1, np.uint8)
+    left, right = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
+    left[20:80, 10:50], right[20:80, 50:90] = True, True
+    touching = InstanceSet.collect([left, right], [2, 2], size=ids.shape)
+    sheet = draw_sheet([Entry("a", black, {"semantic": semantic_map(ids), "instances": touching}, {})], TAXONOMY)
+    row = sheet[sheet.shape[0] - CELL_HEIGHT + 50 - 8, 116:216]
+    assert np.flatnonzero((row == 255).all(axis=1)).tolist() == [10, 49, 50, 89]
 
 
 def test_keypoints_are_drawn_over_the_classes():

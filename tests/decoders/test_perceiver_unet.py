@@ -39,16 +39,16 @@ def _same(first: FeatureBundle, second: FeatureBundle) -> bool:
     return all(torch.equal(a, b) for a, b in zip(_tensors(first), _tensors(second), strict=True))
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (36, 52), (16, 20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_as_the_spec_says(kind: str, size: tuple[int, int], loaded: Mapping[str, Checkpoint]):
     perceiver = UnetPerceiver(loaded[kind], phrases=PHRASES)
     spec = perceiver.spec
     bundle = perceiver.perceive(_pictures(3, *size))
-    assert perceiver.size_multiple == 16
+    assert perceiver.size_multiple == 4
     assert (spec.strides, spec.channels) == ((16, 8, 4), (24 + 24, 16, 8))
     assert spec.attention_maps == ((3, 3, 0) if kind == "xl" else (3, 3, 3))
-    grids = [(size[0] // stride, size[1] // stride) for stride in spec.strides]
+    grids = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in spec.strides]
     assert [level.shape for level in bundle.levels] == [
         (3, channels, *grid) for channels, grid in zip(spec.channels, grids, strict=True)
     ]
@@ -275,9 +275,11 @@ def test_refused_choices(choice: dict[str, Any], message: str, loaded: Mapping[s
         UnetPerceiver(loaded["sd1"], **choices).perceive(_pictures(1, 32, 32))
 
 
-@pytest.mark.parametrize(("height", "width", "near"), [(40, 32, "32 x 32"), (32, 47, "32 x 48"), (5, 100, "16 x 96")])
+@pytest.mark.parametrize(("height", "width", "near"), [(42, 32, "40 x 32"), (32, 47, "32 x 48"), (8, 100, "16 x 100")])
 def test_refused_sizes(height: int, width: int, near: str, loaded: Mapping[str, Checkpoint]):
-    with pytest.raises(UserError, match=f"{height} x {width} pixels .* reads multiples of 16; .* say to {near}"):
+    with pytest.raises(
+        UserError, match=f"{height} x {width} pixels .* reads multiples of 4 from 16 on; .* say to {near} "
+    ):
         UnetPerceiver(loaded["sd1"], phrases=PHRASES).perceive(_pictures(1, height, width))
 
 
