@@ -1,7 +1,7 @@
 """A fit learns, repeats itself exactly, keeps to its cache and says what is wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -12,12 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoders.cache import FitProgress
+from decoders.cache import CachedView, FitProgress
+from decoders.decoder import PDecoder, Trunk, TrunkFeatures
 from decoders.errors import UserError
-from decoders.features import Perceiver
-from decoders.labels import AnnotatedImage, semantic_map
-from decoders.optimisation import repeat_factors
+from decoders.features import FeatureBundle, FeatureSpec, Perceiver
+from decoders.labels import AnnotatedImage, Label, categorical, semantic_map
+from decoders.optimisation import repeat_factors, tune_confidence
 from decoders.settings import DecoderSettings, FitSettings
+from decoders.tasks import Score, Task
+from decoders.tasks.semantic import SemanticScore
 from decoders.training import FitReport, fit, split
 from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
@@ -280,3 +283,63 @@ def test_a_balanced_fit_repeats_itself_and_differs_from_a_plain_one():
     second, _, _ = _fit(pictures, replace(settings, repeat_below=0.9))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], plain[name]) for name in first)
+
+
+class Counting(Task[torch.Tensor]):
+    """Says the first class everywhere, as surely as it was right in the pictures that it was tuned on."""
+
+    def __init__(self) -> None:
+        super().__init__(TAXONOMY)
+        self.register_buffer("chance", torch.tensor(0.6))
+
+    def calibrate(self, targets: Iterable[torch.Tensor]) -> None:
+        raise NotImplementedError
+
+    def forward(self, features: TrunkFeatures) -> torch.Tensor:
+        return features.fine
+
+    def target(self, label: Label) -> torch.Tensor:
+        raise NotImplementedError
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def merge(self, looks: Sequence[torch.Tensor]) -> torch.Tensor:
+        return looks[0]
+
+    def tune_confidence(self, pairs: Iterable[tuple[torch.Tensor, Label]]) -> None:
+        rights = [float((categorical({"it": label}).values == 1).mean()) for _, label in pairs]
+        self.chance.fill_(float(np.mean(rights)))
+
+    def read(self, output: torch.Tensor, size: tuple[int, int]) -> list[Label]:
+        return [semantic_map(np.ones(size, np.uint8), np.full(size, float(self.chance), np.float32))] * len(output)
+
+    def score(self) -> Score:
+        return SemanticScore(TAXONOMY)
+
+
+@pytest.mark.parametrize(("ids", "chance"), [([1, 1, 1, 1], 1.0), ([1, 2, 1, 2], 0.6), ([2], 0.0)])
+def test_a_tuning_that_does_not_carry_over_is_left_out(ids: list[int], chance: float):
+    """Held-out pictures are dealt to two halves: what one teaches must be true of the other."""
+    task = Counting()
+    spec = FeatureSpec(model_digest="x", strides=(4,), channels=(4,), attention_maps=(0,), settings={})
+    views = [
+        CachedView(
+            picture=str(number),
+            features=FeatureBundle(
+                image=torch.zeros(1, 3, 8, 8),
+                levels=(torch.zeros(1, 4, 2, 2),),
+                attention=(torch.zeros(1, 0, 2, 2),),
+            ),
+            more=(),
+            targets={},
+            classes=frozenset(),
+            labels={"it": semantic_map(np.full((8, 8), truth, np.uint8))},
+            device=torch.device("cpu"),
+        )
+        for number, truth in enumerate(ids)
+    ]
+    decoder = PDecoder(Trunk(spec, DecoderSettings(width=8, fine_width=8)), {"it": task})
+    found = tune_confidence(decoder, {"it": task}, views)["it"]
+    assert float(task.chance) == pytest.approx(chance)
+    assert found.ece_after <= found.ece_before
