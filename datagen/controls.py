@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 
 from datagen.conditions import Condition
+from datagen.conditions.palette import Palette
 from datagen.model import Model
-from datagen.plugins import OneOf, built, choose_part
+from datagen.plan import part_identity
+from datagen.plugins import OneOf, Part, built, choose_part
 from datagen.settings import Settings, check_classes
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
@@ -21,11 +24,13 @@ if TYPE_CHECKING:
 
     import decoders.checkpoint
 
+_log = logging.getLogger(__name__)
 ABOUT_FILE = "control.json"
 """Beside the weights that `datagen control` writes: what the ControlNet was trained to be shown."""
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_WEIGHTS = (WEIGHTS_FILE, "diffusion_pytorch_model.fp16.safetensors")
-_DOWNLOADS = ("config.json", ABOUT_FILE, *_WEIGHTS)
+_HALF_WEIGHTS_FILE = "diffusion_pytorch_model.fp16.safetensors"
+_WEIGHTS = (WEIGHTS_FILE, _HALF_WEIGHTS_FILE)
+_DOWNLOADS = ("config.json", ABOUT_FILE, WEIGHTS_FILE)
 
 
 class Control(Settings):
@@ -76,8 +81,6 @@ class LocatedControl:
         self.folder = locate_control(control.source, control.revision)
         self._config = _config(self.folder)
         self._about = _about(self.folder)
-        if self._about is not None and control.condition is None:
-            _check_classes(self._about, taxonomy, self.folder)
         self.condition = self._build_condition(taxonomy, model)
         expected = self._config.get("conditioning_channels", 3)
         if self.condition.channels != expected:
@@ -88,20 +91,43 @@ class LocatedControl:
         check_classes(control.class_scales, taxonomy, at="class_scales")
 
     def _build_condition(self, taxonomy: Taxonomy, model: Model) -> Condition:
-        if self.control.condition is not None:
-            return built(self.control.condition, taxonomy=taxonomy, model=model)
+        chosen = self.control.condition
         if self._about is None:
-            raise UserError(
-                f"ControlNet {self.folder} does not say what it is to be shown (no {ABOUT_FILE} beside it), expected "
-                "`condition:`, such as `condition: palette` for one of colour-coded classes, or edges, or depth"
+            if chosen is None:
+                raise UserError(
+                    f"ControlNet {self.folder} does not say what it is to be shown (no {ABOUT_FILE} beside it), "
+                    "expected `condition:`, such as `condition: palette` for one of colour-coded classes, or edges, or "
+                    "depth"
+                )
+            condition: Condition = built(chosen, taxonomy=taxonomy, model=model)
+            if isinstance(condition, Palette):
+                self._tell_of_colors(condition.left_out)
+            return condition
+        trained = choose_part("conditions", self._about["condition"], at=str(self.folder / ABOUT_FILE))
+        shown = trained if chosen is None else chosen
+        kind = shown.factory if isinstance(shown, Part) else type(shown)
+        if kind is trained.factory and trained.asks_for("taxonomy"):
+            _check_classes(self._about, taxonomy, self.folder)
+        return built(shown, taxonomy=taxonomy, model=model)
+
+    def _tell_of_colors(self, left_out: Sequence[str]) -> None:
+        if left_out:
+            _log.warning(
+                "ControlNet %s is shown the labels' own colours of %s, which it may never have seen; give `colors:` of "
+                "its palette those that it was trained with",
+                self.folder,
+                ", ".join(left_out),
             )
-        part = choose_part("conditions", self._about["condition"], at=str(self.folder / ABOUT_FILE))
-        return part.build(taxonomy=taxonomy, model=model)
 
     @property
     def digest(self) -> str:
         """Identity of its files, wherever they lie, and of all that it is told."""
         told = self.control.model_dump(mode="json", exclude={"source", "revision"})
+        chosen, digest = self.control.condition, getattr(self.condition, "digest", None)
+        if isinstance(chosen, Part):
+            told["condition"] = part_identity(chosen, self.condition)
+        elif digest is not None:
+            told["condition"] = {"digest": digest}
         return hashlib.sha256(json.dumps([control_digest(self.folder), told], sort_keys=True).encode()).hexdigest()
 
     def load(self, checkpoint: "decoders.checkpoint.Checkpoint") -> Any:
@@ -125,8 +151,14 @@ class LocatedControl:
 
 
 def locate_control(source: str, revision: str | None = None) -> Path:
-    """The folder of a ControlNet, downloaded if it is in a hub; errors as `locate`."""
-    return locate(source, revision, what="ControlNet", files=_DOWNLOADS)
+    """The folder of a ControlNet, downloaded if it is in a hub; errors as `locate`.
+
+    Weights in half precision are downloaded only where there are no others.
+    """
+    folder = locate(source, revision, what="ControlNet", files=_DOWNLOADS)
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder
+    return locate(source, revision, what="ControlNet", files=(*_DOWNLOADS, _HALF_WEIGHTS_FILE))
 
 
 def read_control(folder: Path, dtype: "torch.dtype") -> Any:

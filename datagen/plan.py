@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from datagen.exporters import Exporter
 from datagen.filters import Filter
@@ -35,11 +35,16 @@ _AS_JSON = PlainSerializer(_to_json)
 
 
 class Candidates(Settings):
-    """Several pictures for each recipe, of which the best is kept."""
+    """Several pictures for each recipe, of which the best is kept; in a plan a bare number is their `count`."""
 
     count: Annotated[int, Ge(1)] = 1
     best_by: str = "agreement"
     """Name of a filter's score, the higher the better; a picture that all filters keep comes before all others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_count(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) else value
 
 
 class GeneratePlan(Settings):

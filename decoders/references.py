@@ -72,7 +72,7 @@ def locate_model(reference: ModelReference) -> Path:
         UserError: nothing there, no revision pinned, no diffusers folder, an unsupported kind, or pickle weights.
     """
     source = reference.source
-    folder = locate(source, reference.revision, what="model", files=_DOWNLOADS)
+    folder = locate(source, reference.revision, what="model", files=_DOWNLOADS, but=_NO_DOWNLOADS)
     if folder.is_file():
         raise UserError(
             f"model {source} is one file; expected a folder in diffusers format. Convert it (loading a .ckpt runs code "
@@ -84,12 +84,13 @@ def locate_model(reference: ModelReference) -> Path:
     return folder
 
 
-def locate(source: str, revision: str | None, *, what: str, files: Sequence[str]) -> Path:
+def locate(source: str, revision: str | None, *, what: str, files: Sequence[str], but: Sequence[str] = ()) -> Path:
     """Where a local folder, `package://` data or a hub repository lies; of the last, `files` are downloaded if needed.
 
     Args:
         what: what it should be, for messages.
         files: patterns of names in the repository.
+        but: patterns of those among them that are left there.
 
     Raises:
         UserError: nothing there, no revision pinned, or no way to the hub.
@@ -97,7 +98,7 @@ def locate(source: str, revision: str | None, *, what: str, files: Sequence[str]
     if source.startswith(_PACKAGE):
         return _packaged(source)
     path = Path(source).expanduser()
-    return path if path.exists() else _download(source, revision, what, files)
+    return path if path.exists() else _download(source, revision, what, files, but)
 
 
 def locate_lora(lora: LoraReference) -> Path:
@@ -166,7 +167,7 @@ def _packaged(source: str) -> Path:
     return path
 
 
-def _download(source: str, revision: str | None, what: str, files: Sequence[str]) -> Path:
+def _download(source: str, revision: str | None, what: str, files: Sequence[str], but: Sequence[str]) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise UserError(
             f"{what} {source}: found no such folder; expected a folder in diffusers format, a hub id owner/name with a "
@@ -180,11 +181,7 @@ def _download(source: str, revision: str | None, what: str, files: Sequence[str]
     from huggingface_hub import snapshot_download  # only here: it costs a second and most plans never need it
 
     try:
-        return Path(
-            snapshot_download(
-                source, revision=revision, allow_patterns=list(files), ignore_patterns=list(_NO_DOWNLOADS)
-            )
-        )
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files), ignore_patterns=list(but)))
     except (OSError, ValueError) as error:  # every failure of the hub's client is one of these: offline, 404, no access
         raise UserError(
             f"{what} {source} at {revision[:12]} is not in the hub's cache and cannot be downloaded "

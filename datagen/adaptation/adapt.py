@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,8 +13,7 @@ from datagen.adaptation.adapt_plan import AdaptPlan, load_adapt_plan
 from datagen.adaptation.pictures import Pictures, pictures_of_dataset, pictures_of_folder
 from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import TrainingFolder
-from datagen.launchers import Launcher
-from datagen.launchers.local import Local
+from datagen.launchers import Launcher, from_environment
 from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plugins import Part
@@ -64,7 +64,7 @@ def adapt(
         to: folder for everything; the plan's own when None.
         overrides: as `key.sub=value`.
         console: where progress is told; stderr when None.
-        launcher: knows the other processes, which train together; None when this one is alone.
+        launcher: knows the other processes, which train together; asked of the environment when None.
 
     Raises:
         UserError: a mistake in the plan or the pictures, the folder is another plan's, or the loss is not finite.
@@ -72,27 +72,33 @@ def adapt(
     """
     checked = load_adapt_plan(plan, overrides)
     check_tracker(checked.tracker)
-    launcher = launcher or Local()
+    if launcher is not None:
+        return _adapt(checked, to or checked.adapted, console, launcher)
+    with closing(from_environment()) as launcher:
+        return _adapt(checked, to or checked.adapted, console, launcher)
+
+
+def _adapt(plan: AdaptPlan, to: Path, console: Console | None, launcher: Launcher) -> AdaptSummary:
     console = console_of(launcher.rank, console)
-    pictures = _pictures(checked)
-    model = Model(checked.model.reference(), device=lambda: launcher.device)
-    method = _method(checked)
-    identity = checked.decisive(without=_INPUTS) | {
+    pictures = _pictures(plan)
+    model = Model(plan.model.reference(), device=lambda: launcher.device)
+    method = _method(plan)
+    identity = plan.decisive(without=_INPUTS) | {
         "model": model.digest,
-        "dtype": checked.model.dtype,
+        "dtype": plan.model.dtype,
         "pictures": pictures.digest,
     }
-    folder = TrainingFolder(to or checked.adapted, identity, verb="adapt", result=method.result)
+    folder = TrainingFolder(to, identity, verb="adapt", result=method.result)
     was_there = folder.is_finished()
     launcher.barrier()
     if not was_there:
-        _train(checked, model, pictures, method, folder, console, launcher)
+        _train(plan, model, pictures, method, folder, console, launcher)
     file = folder.path / method.result
     return AdaptSummary(
-        result=file if checked.method == "lora" else folder.path,
+        result=file if plan.method == "lora" else folder.path,
         was_there=was_there,
         pictures=len(pictures),
-        updates=checked.updates,
+        updates=plan.updates,
     )
 
 

@@ -5,7 +5,8 @@ arXiv 2312.03048); so the ControlNet can steer another UNet afterwards.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +20,11 @@ from datagen.conditions import Condition
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest, locate_control
 from datagen.files import write_json
 from datagen.labellers.decoded import Decoded
-from datagen.launchers import Launcher
-from datagen.launchers.local import Local
+from datagen.launchers import Launcher, from_environment
 from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plan import part_identity
+from datagen.plugins import Part
 from datagen.records import Recipe
 from datagen.sources import Source
 from decoders.errors import UserError
@@ -32,9 +33,7 @@ from decoders.labels import Taxonomy
 if TYPE_CHECKING:
     from torch import nn
 
-    from datagen.adaptation.adherence import Adherence
-
-_INPUTS = frozenset({"control", "model", "begin_with", "source", "adherence"})
+_INPUTS = frozenset({"control", "model", "begin_with", "condition", "source", "adherence"})
 """Keys whose contents stand in the identity, or that do not decide the result."""
 _SO_FAR = "so_far"
 """Folder of the ControlNet as it was at the last look, which can be used already."""
@@ -77,7 +76,7 @@ def control(
         to: folder for everything; the plan's own when None.
         overrides: as `key.sub=value`.
         console: where progress is told; stderr when None.
-        launcher: knows the other processes, which train together; None when this one is alone.
+        launcher: knows the other processes, which train together; asked of the environment when None.
 
     Raises:
         UserError: a mistake in the plan or the data, the folder is another plan's, or the loss is not finite.
@@ -85,43 +84,78 @@ def control(
     """
     checked = load_control_plan(plan, overrides)
     check_tracker(checked.tracker)
-    launcher = launcher or Local()
+    if launcher is not None:
+        return _control(checked, to or checked.control, console, launcher)
+    with closing(from_environment()) as launcher:
+        return _control(checked, to or checked.control, console, launcher)
+
+
+def _control(plan: ControlPlan, to: Path, console: Console | None, launcher: Launcher) -> ControlSummary:
     console = console_of(launcher.rank, console)
-    model = Model(checked.model.reference(), device=lambda: launcher.device)
-    source, taxonomy = _source(checked)
-    condition: Condition = checked.condition.build(taxonomy=taxonomy, model=model)
-    begin_with = None if checked.begin_with is None else locate_control(checked.begin_with)
-    identity = checked.decisive(without=_INPUTS) | {
+    model, apart = (Model(plan.model.reference(), device=lambda: launcher.device) for _ in range(2))
+    source, taxonomy = _labelled(plan.source, plan.seed)
+    if source.length is not None:
+        raise UserError(
+            f"source: {plan.source.kind} ends after {source.length} recipes, expected layouts without end; take `kind: "
+            "layouts`, which cuts a dataset anew in each round"
+        )
+    # A copy of its own: conditions are drawn in another thread, where a reader that borrows the model would switch its
+    # LoRA files off while it learns.
+    condition: Condition = plan.condition.build(taxonomy=taxonomy, model=apart)
+    begin_with = None if plan.begin_with is None else locate_control(plan.begin_with.source, plan.begin_with.revision)
+    identity = plan.decisive(without=_INPUTS) | {
         "model": model.digest,
-        "dtype": checked.model.dtype,
+        "dtype": plan.model.dtype,
         "begin_with": None if begin_with is None else control_digest(begin_with),
-        "source": part_identity(checked.source, source),
+        "condition": part_identity(plan.condition, condition),
+        "source": part_identity(plan.source, source),
     }
-    folder = TrainingFolder(to or checked.control, identity, verb="control_plan", result=WEIGHTS_FILE)
+    folder = TrainingFolder(to, identity, verb="control_plan", result=WEIGHTS_FILE)
     was_there = folder.is_finished()
     launcher.barrier()
     if not was_there:
-        if launcher.rank == 0 and checked.adherence.reader is not None:
-            Decoded.prepare(reader=checked.adherence.reader, fit=checked.adherence.fit)
+        looked_at = _looked_at(plan, source, taxonomy)
+        if launcher.rank == 0 and plan.adherence.reader is not None:
+            Decoded.prepare(reader=plan.adherence.reader, fit=plan.adherence.fit)
         launcher.barrier()
-        _train(checked, model, source, taxonomy, condition, begin_with, folder, console, launcher)
+        _train(plan, model, source, taxonomy, condition, begin_with, looked_at, folder, console, launcher)
     return ControlSummary(
         control=folder.path,
         was_there=was_there,
-        updates=checked.updates,
+        updates=plan.updates,
         adherence=_adherence_noted(folder.path),
     )
 
 
-def _source(plan: ControlPlan) -> tuple[Source, Taxonomy]:
-    source: Any = None if plan.source.asks_for("taxonomy") else plan.source.build(seed=plan.seed)
+def _labelled(part: Part, seed: int) -> tuple[Source, Taxonomy]:
+    """A source that brings labels, and their classes."""
+    source: Any = None if part.asks_for("taxonomy") else part.build(seed=seed)
     taxonomy = getattr(source, "taxonomy", None)
     if taxonomy is None:
         raise UserError(
-            f"source: {plan.source.kind} brings no labels, expected layouts with the pictures that they were made for; "
+            f"{part.at}: {part.kind} brings no labels, expected layouts with the pictures that they were made for; "
             "take `kind: layouts`"
         )
     return source, taxonomy
+
+
+def _looked_at(plan: ControlPlan, source: Source, taxonomy: Taxonomy) -> list[Recipe]:
+    """The recipes that are drawn at each look."""
+    chosen = plan.adherence
+    if chosen.source is None:
+        return [source.recipe(_FAR + index) for index in range(chosen.pictures)]
+    others, found = _labelled(chosen.source, plan.seed)
+    if found.names != taxonomy.names:
+        raise UserError(
+            f"adherence.source: labels of the classes {', '.join(found.names)}, expected those of the training, "
+            f"{', '.join(taxonomy.names)}; take a dataset with the same classes in the same order"
+        )
+    if others.length is not None and chosen.pictures > others.length:
+        raise UserError(
+            f"adherence.pictures: found {chosen.pictures}, expected at most {others.length}, after which "
+            "adherence.source ends; ask for fewer, or take `kind: layouts`"
+        )
+    return [others.recipe(index) for index in range(chosen.pictures)]
 
 
 def _train(
@@ -131,12 +165,14 @@ def _train(
     taxonomy: Taxonomy,
     condition: Condition,
     begin_with: Path | None,
+    looked_at: Sequence[Recipe],
     folder: TrainingFolder,
     console: Console,
     launcher: Launcher,
 ) -> None:
     import torch
 
+    from datagen.adaptation.adherence import Adherence
     from datagen.adaptation.denoising import Denoising
     from datagen.adaptation.steering import GuidedBatch, GuidedBatches, new_control, steered
     from datagen.adaptation.training import Look, train
@@ -158,7 +194,7 @@ def _train(
     if plan.gradient_checkpointing:
         cast(Any, network).enable_gradient_checkpointing()
         checkpoint.unet.enable_gradient_checkpointing()
-    adherence = _adherence(plan, model, source, taxonomy, folder.path)
+    adherence = Adherence(looked_at, plan.adherence, model=model, taxonomy=taxonomy, folder=folder.path / "samples")
     about = {"condition": plan.condition.to_json(), "classes": list(taxonomy.names)}
 
     def loss(batch: GuidedBatch) -> torch.Tensor:
@@ -198,13 +234,3 @@ def _adherence_noted(folder: Path) -> float | None:
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     found = [entry["adherence"] for entry in map(json.loads, lines) if "adherence" in entry]
     return found[-1] if found else None
-
-
-def _adherence(plan: ControlPlan, model: Model, source: Source, taxonomy: Taxonomy, folder: Path) -> "Adherence":
-    from datagen.adaptation.adherence import Adherence
-
-    chosen = plan.adherence
-    drawn = source if chosen.source is None else chosen.source.build(seed=plan.seed)
-    first = _FAR if chosen.source is None else 0
-    recipes: list[Recipe] = [drawn.recipe(first + index) for index in range(chosen.pictures)]
-    return Adherence(recipes, chosen, model=model, taxonomy=taxonomy, folder=folder / "samples")

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
+from pydantic import model_validator
 
 from datagen.adaptation.training_settings import TrainingSettings
 from datagen.model import ModelSettings
@@ -26,6 +27,20 @@ class AdherenceSettings(Settings):
     guidance: Annotated[float, Ge(0)] = 7.5
 
 
+class BeginWith(Settings):
+    """A ControlNet to go on from; in a plan a bare text is its `source`."""
+
+    source: str
+    """As `source` of a generator's control."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class ControlPlan(TrainingSettings):
     """Paths in it are relative to the current folder, not to the plan's file."""
 
@@ -33,9 +48,8 @@ class ControlPlan(TrainingSettings):
     """Where everything goes: the ControlNet, curves, samples."""
     model: ModelSettings
     """What it steers while it learns; its LoRA files count, so that a domain's look need not be learned again."""
-    begin_with: str | None = None
-    """A ControlNet to go on from, as `source` of a generator's control, be it of another condition; a copy of the
-    model's encoder when None."""
+    begin_with: BeginWith | None = None
+    """A ControlNet to go on from, be it of another condition; a copy of the model's encoder when None."""
     condition: Annotated[Part, OneOf("conditions", at="condition")]
     """What it is shown."""
     source: Annotated[Part, OneOf("sources", at="source")]

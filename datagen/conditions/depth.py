@@ -31,6 +31,11 @@ class Depth:
         """
         self._reader = None if reader is None else Decoded(reader=reader, model=model)
 
+    @property
+    def digest(self) -> str | None:
+        """Identity of the reader; None where there is none."""
+        return None if self._reader is None else self._reader.digest
+
     def draw(self, guide: Guide) -> Float32[np.ndarray, "3 height width"]:
         depth = self._depth(guide)
         values = depth.values[..., 0]

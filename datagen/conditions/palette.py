@@ -32,6 +32,8 @@ class Palette:
         """
         given = colors or {}
         check_classes(given, taxonomy, at="colors")
+        self.left_out = tuple(name for name in taxonomy.names if name not in given)
+        """Classes that keep the taxonomy's colour."""
         own = zip(taxonomy.names, taxonomy.colors, strict=True)
         rows = [(0, 0, 0), *(given.get(name, color) for name, color in own)]
         self._rgb = np.array(rows, np.float32).T / np.float32(255)

@@ -29,7 +29,7 @@ class Signal:
     """Strength at each pixel, times `scale`; the same everywhere when None."""
     begin: float = 0.0
     end: float = 1.0
-    """The part of the steps in which it acts."""
+    """The part of the steps that are gone in which it acts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +62,16 @@ class ControlledUnet(nn.Module):
         self._scheduler = scheduler
         self.show(())
 
-    def show(self, signals: Sequence[Signal], windows: Windows | None = None) -> None:
-        """Say what the next run of the pipeline is guided by; pictures as a whole without windows."""
+    def show(self, signals: Sequence[Signal], windows: Windows | None = None, *, skipped: int = 0) -> None:
+        """Say what the next run of the pipeline is guided by; pictures as a whole without windows.
+
+        Args:
+            skipped: how many of the scheduler's timesteps the run leaves out at the beginning (image to image).
+        """
         self._signals = signals
         self._windows = windows
         self._chunks: dict[int, list[_Chunk]] = {}
+        self._skipped = skipped
         self._step = -1
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +101,7 @@ class ControlledUnet(nn.Module):
 
     def _active(self, timestep: Any) -> list[Signal]:
         """The controls that act in this step; some samplers (PNDM, Heun) visit a timestep twice."""
-        steps = self._scheduler.timesteps
+        steps = self._scheduler.timesteps[self._skipped :]
         self._step = next(at for at in (steps == timestep).nonzero()[:, 0].tolist() if at > self._step)
         first, last = self._step / len(steps), (self._step + 1) / len(steps)
         return [signal for signal in self._signals if signal.begin <= first and last <= signal.end]

@@ -79,6 +79,11 @@ class Controlnet(StableDiffusion):
         self._controls = locate_controls(controls, taxonomy, model)
         self._fusion = fusion
         self._strength = strength
+        if not self._steps_drawn:
+            raise UserError(
+                f"found strength {strength:g} of {steps} steps, which leaves no step to draw, expected one at least; "
+                f"set strength to {math.ceil(100 / steps) / 100:g}, or raise `steps`"
+            )
         self._taxonomy = taxonomy
 
     @property
@@ -106,10 +111,18 @@ class Controlnet(StableDiffusion):
     ) -> UInt8[np.ndarray, "batch height width 3"]:
         if self._fusion is not None:
             return self._draw_twice(recipes, guides, self._fusion, size)
-        self._unet.show(self._signals(guides))
+        signals = self._signals(guides)
         if self._strength < 1:
+            skipped = (self._steps - self._steps_drawn) * self._pipeline.scheduler.order
+            self._unet.show(signals, skipped=skipped)
             return self._draw(recipes, image=_pictures(guides), strength=self._strength)
+        self._unet.show(signals)
         return self._draw(recipes, height=size[0], width=size[1])
+
+    @property
+    def _steps_drawn(self) -> int:
+        """How many of the steps are gone, as the pipelines of diffusers count them."""
+        return int(self._steps * self._strength)
 
     def _draw_twice(
         self, recipes: Sequence[Recipe], guides: Sequence[Guide], fusion: Fusion, size: Size

@@ -55,7 +55,7 @@ class StableDiffusion:
         guidance_rescale: share of the correction for over-exposure under v-prediction (arXiv 2305.08891, section 3.4).
         height, width: in pixels; those the model was made for when left out.
         long_prompts: what becomes of a prompt that is longer than the model's text encoder reads: its end is left out,
-            which is said once, or it is an error (`refuse`).
+            which is said of the 1st, 2nd, 4th, 8th, ... such prompt, or it is an error (`refuse`).
         scheduler: another sampler, with the noise schedule of the checkpoint's own; that one itself when left out.
         """
         self._steps = steps
@@ -65,7 +65,7 @@ class StableDiffusion:
         self._long_prompts: LongPrompts = long_prompts
         self._scheduler = scheduler
         self._model = model
-        self._told_of_cuts = False
+        self._cut: set[str] = set()
 
     def render(self, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "batch height width 3"]:
         """Draw one picture for each recipe.
@@ -118,14 +118,14 @@ class StableDiffusion:
             limit = int(tokenizer.model_max_length)
             for text in dict.fromkeys(text for each in recipes for text in (each.prompt, each.negative_prompt)):
                 count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
-                if count <= limit:
+                if count <= limit or text in self._cut:
                     continue
                 told = f"prompt {text!r} has {count} tokens, its text encoder reads {limit}, start and end included"
                 if self._long_prompts == "refuse":
                     raise UserError(f"{told}; say less, or leave out `long_prompts: refuse`, and its end is cut off")
-                if not self._told_of_cuts:
-                    _log.warning("%s: its end is left out, as that of any other so long", told)
-                    self._told_of_cuts = True
+                self._cut.add(text)
+                if len(self._cut).bit_count() == 1:  # not of each: thousands may be as long
+                    _log.warning("%s: its end is left out; so far, prompts cut in this way: %d", told, len(self._cut))
 
     @property
     def _guided(self) -> bool:

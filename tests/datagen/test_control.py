@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from datagen.plan import load_plan
 from datagen.pocket.world import TAXONOMY
 from decoders.checkpoint import load_checkpoint
 from decoders.errors import UserError
-from decoders.labels import LabelSet, semantic_ids, semantic_map
+from decoders.labels import LabelSet, metric_depth, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference
 from tests.datagen.made_up import image
+from tests.datagen.test_fitting import CLASSES, photographs
 from tests.datagen.toys import environment, write_plan
 
 pytestmark = [
@@ -43,6 +45,9 @@ pytestmark = [
 
 SCENES = {"format": "pocket_scenes", "count": 2, "height": 32, "width": 48}
 LAYOUTS: dict[str, Any] = {"kind": "layouts", "data": SCENES, "height": 32, "width": 48, "minimum_visible": 60}
+
+
+RESTYLED: dict[str, Any] = {"kind": "restyle", "data": SCENES}
 
 
 def values(folder: Path, pipeline: Path, **changes: Any) -> dict[str, Any]:
@@ -60,6 +65,12 @@ def values(folder: Path, pipeline: Path, **changes: Any) -> dict[str, Any]:
         "adherence": {"pictures": 2, "steps": 2},
         **changes,
     }
+
+
+def photographed(folder: Path) -> dict[str, Any]:
+    """Layouts of a folder of photographs, which brings no depth."""
+    data = {"format": "label_folder", "root": str(photographs(folder / "photographs", 2)), "classes": CLASSES}
+    return {"kind": "layouts", "data": {**data, "void": [9]}}
 
 
 def train(folder: Path, pipeline: Path, **changes: Any) -> Any:
@@ -188,14 +199,49 @@ def test_a_new_control_says_nothing_and_one_to_go_on_from_says_the_same(
         ({"source": {"kind": "prompts", "file": "x"}}, "source: prompts brings no labels"),
         ({"batch": 3}, "batch: unknown key; did you mean 'batch_size'"),
         ({"source": {**LAYOUTS, "height": 30, "scale": [1.0]}}, "pictures of 30 x 48 .* expected multiples of 4"),
+        ({"source": {**RESTYLED, "times": 3}}, "source: restyle ends after 6 recipes, .* take `kind: layouts`"),
         ({"begin_with": "nowhere"}, "ControlNet nowhere: found no such folder"),
+        ({"begin_with": {"source": "nobody/nothing", "revision": "main"}}, "nobody/nothing: .* revision 'main'"),
+        ({"begin_with": {"from": "nowhere"}}, r"begin_with\.from: unknown key"),
         ({"tracker": "tensorbord"}, "tracker: unknown name 'tensorbord'; did you mean 'tensorboard'"),
         ({"adherence": {"reader": "nowhere"}}, "nowhere is not a reader"),
+        ({"adherence": {"source": {"kind": "prompts", "file": "x"}}}, r"adherence\.source: prompts brings no labels"),
+        ({"adherence": {"source": RESTYLED}}, r"adherence\.pictures: found 8, expected at most 2, .* ask for fewer"),
     ],
 )
 def test_mistakes_are_told(changes: dict[str, Any], told: str, tmp_path: Path, pipelines: Mapping[str, Path]):
     with pytest.raises(UserError, match=told):
         train(tmp_path, pipelines["sd1"], **changes)
+
+
+def test_layouts_of_other_classes_are_not_looked_at(tmp_path: Path, pipelines: Mapping[str, Path]):
+    with pytest.raises(UserError, match=r"adherence\.source: labels of the classes road, car, sky, expected those of"):
+        train(tmp_path, pipelines["sd1"], adherence={"source": photographed(tmp_path)})
+
+
+def test_a_reader_behind_the_condition_leaves_the_model_in_training_alone(
+    tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Training asks it in another thread; looks are taken in this one, where it may borrow the model."""
+    lent: dict[bool, list[Any]] = {True: [], False: []}
+
+    class Near:
+        digest = "near"
+
+        def __init__(self, *, model: Model, **_: Any) -> None:
+            self._model = model
+
+        def label(self, _recipes: Any, images: Any) -> list[LabelSet]:
+            lent[threading.current_thread() is threading.main_thread()].append(self._model.checkpoint)
+            return [{"depth": metric_depth(np.ones(images.shape[1:3], np.float32))}]
+
+    monkeypatch.setattr("datagen.conditions.depth.Decoded", Near)
+    condition = {"kind": "depth", "reader": str(tmp_path / "reader")}
+    train(tmp_path, pipelines["sd1"], condition=condition, source=photographed(tmp_path), updates=1, samples_every=1)
+    assert lent[False]
+    assert lent[True]
+    assert all(one is not other for one in lent[False] for other in lent[True])
+    assert "reader" not in json.loads((tmp_path / "control" / "control_plan.json").read_text())["condition"]
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path, pipelines: Mapping[str, Path]):

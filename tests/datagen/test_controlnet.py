@@ -1,5 +1,6 @@
 """Guides keep their geometry: against diffusers' own ControlNet pipelines, and window by window."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from datagen.conditions.depth import Depth
+from datagen.conditions.edges import Edges
 from datagen.conditions.one_hot import OneHot
 from datagen.conditions.palette import Palette
-from datagen.controls import ABOUT_FILE, Control, Fusion
+from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, Control, Fusion, control_digest, locate_control, read_control
 from datagen.generators import Generator
 from datagen.generators._controlled_unet import ControlledUnet, Signal, Windows
 from datagen.generators._fusion import large_regions, tile_prompt
@@ -65,27 +68,39 @@ def control(folder: Path, **choices: Any) -> Control:
     return Control(source=str(folder), condition=OneHot(taxonomy=TAXONOMY), **choices)
 
 
-def generator(pipeline: Path, *chosen: Control, **settings: Any) -> Controlnet:
+def generator(pipeline: Path, *chosen: Control, steps: int = STEPS, **settings: Any) -> Controlnet:
     model = Model(ModelReference(source=str(pipeline)))
-    return Controlnet(controls=chosen, steps=STEPS, model=model, taxonomy=TAXONOMY, **settings)
+    return Controlnet(controls=chosen, steps=steps, model=model, taxonomy=TAXONOMY, **settings)
 
 
-def stock(kind: str, pipeline: Path, networks: Any, conditions: Any, **more: Any) -> np.ndarray:
+def stock(
+    kind: str,
+    pipeline: Path,
+    networks: Any,
+    images: Any,
+    *,
+    name: str = "ControlNet",
+    scheduler: Any = None,
+    **more: Any,
+) -> np.ndarray:
     """What diffusers' own pipeline draws."""
-    name = "StableDiffusionXLControlNetPipeline" if kind == "xl" else "StableDiffusionControlNetPipeline"
+    whole_name = f"StableDiffusion{'XL' if kind == 'xl' else ''}{name}Pipeline"
     extra: dict[str, Any] = {} if kind == "xl" else {"safety_checker": None}
-    stock: Any = getattr(diffusers, name).from_pretrained(pipeline, controlnet=networks, dtype=torch.float32, **extra)
+    stock: Any = getattr(diffusers, whole_name).from_pretrained(
+        pipeline, controlnet=networks, dtype=torch.float32, **extra
+    )
     stock.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        stock.scheduler = scheduler.from_config(stock.scheduler.config)
     return stock(
         prompt=[recipe.prompt for recipe in RECIPES],
-        image=conditions,
+        image=images,
         generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in RECIPES],
-        num_inference_steps=STEPS,
         guidance_scale=7.5,
         height=SIZE[0],
         width=SIZE[1],
         output_type="np",
-        **more,
+        **{"num_inference_steps": STEPS, **more},
     ).images
 
 
@@ -164,6 +179,37 @@ def test_drawing_may_begin_from_the_picture(pipelines: Mapping[str, Path]):
     blank = [Recipe(id="0", prompt="", seed=1, guide=Guide(labels=labels(0, *SIZE)))]
     with pytest.raises(UserError, match="strength below 1 begins from the guide's picture"):
         generator(pipelines["sd1"], strength=0.5).render(blank)
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), [("sd1", None), ("sd2", None), ("xl", None), ("sd2", "heun")])
+def test_from_a_picture_the_parts_of_a_control_are_those_of_the_steps_gone(
+    kind: str, scheduler: Any, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    chosen = control(controls[kind], begin=0.2, end=0.7)
+    found = generator(pipelines[kind], chosen, strength=0.5, steps=8, scheduler=scheduler).render(RECIPES)
+    expected = stock(
+        kind,
+        pipelines[kind],
+        network(controls[kind]),
+        np.stack([image(seed, *SIZE) for seed in (0, 1)]).astype(np.float32) / 255,
+        name="ControlNetImg2Img",
+        scheduler=None if scheduler is None else diffusers.HeunDiscreteScheduler,
+        num_inference_steps=8,
+        control_image=shown(OneHot(taxonomy=TAXONOMY)),
+        strength=0.5,
+        controlnet_conditioning_scale=1.0,
+        control_guidance_start=0.2,
+        control_guidance_end=0.7,
+    )
+    same(found, expected)
+
+
+@pytest.mark.parametrize("steps", [3, 7, 25])
+def test_a_strength_that_leaves_no_step_is_told(steps: int, pipelines: Mapping[str, Path]):
+    with pytest.raises(UserError, match=rf"strength 0\.03 of {steps} steps, .* set strength to 0\.\d+, or") as caught:
+        generator(pipelines["sd1"], strength=0.03, steps=steps)
+    advised = float(str(caught.value).split("set strength to ")[1].split(",")[0])
+    generator(pipelines["sd1"], strength=advised, steps=steps)
 
 
 @pytest.mark.parametrize("fusion", [None, Fusion(tile=32)])
@@ -334,6 +380,9 @@ def test_wrong_controls_are_told(tmp_path: Path, pipelines: Mapping[str, Path], 
     about = {"condition": {"kind": "one_hot"}, "classes": ["sky", "car"]}
     (copied / ABOUT_FILE).write_text(json.dumps(about))
     told("was trained on the classes sky, car, but the labels have sky, car, traffic sign", Control(source=str(copied)))
+    told("was trained on the classes sky, car, but", control(copied))
+    one_hot: Any = choose_part("conditions", "one_hot", at="condition")
+    told("was trained on the classes sky, car, but", Control(source=str(copied), condition=one_hot))
     (copied / ABOUT_FILE).write_text(json.dumps(about | {"classes": TAXONOMY.names}))
     same = generator(pipelines["sd1"], Control(source=str(copied))).render(RECIPES)
     np.testing.assert_array_equal(same, generator(pipelines["sd1"], control(controls["sd1"])).render(RECIPES))
@@ -341,6 +390,63 @@ def test_wrong_controls_are_told(tmp_path: Path, pipelines: Mapping[str, Path], 
     told("could not be loaded", Control(source=str(copied)))
     (copied / "diffusion_pytorch_model.safetensors").unlink()
     told("a .bin is a pickle", Control(source=str(copied)))
+
+
+def test_what_shows_no_classes_goes_with_any(
+    tmp_path: Path, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    """A ControlNet of edges, or one that learned classes but is shown something else."""
+    copied = tmp_path / "copied"
+    shutil.copytree(controls["colours"], copied)
+    cases: list[tuple[str, dict[str, Any]]] = [("edges", {}), ("palette", {"condition": Edges()})]
+    for kind, chosen in cases:
+        (copied / ABOUT_FILE).write_text(json.dumps({"condition": {"kind": kind}, "classes": ["sky", "car"]}))
+        generator(pipelines["sd1"], Control(source=str(copied), **chosen))
+
+
+def test_colours_that_a_published_control_may_not_know_are_told(
+    tmp_path: Path, pipelines: Mapping[str, Path], controls: Mapping[str, Path], caplog: pytest.LogCaptureFixture
+):
+    def shown_colours(folder: Path, *left_out: str) -> str:
+        caplog.clear()
+        colors = {name: (1, 2, 3) for name in TAXONOMY.names if name not in left_out}
+        palette = Palette(colors=colors, taxonomy=TAXONOMY)
+        generator(pipelines["sd1"], Control(source=str(folder), condition=palette))
+        return caplog.text
+
+    assert "the labels' own colours of sky, car, which" in shown_colours(controls["colours"], "sky", "car")
+    assert not shown_colours(controls["colours"])
+    ours = tmp_path / "ours"
+    shutil.copytree(controls["colours"], ours)
+    about = {"condition": {"kind": "palette"}, "classes": TAXONOMY.names}
+    (ours / ABOUT_FILE).write_text(json.dumps(about))
+    assert not shown_colours(ours, "sky", "car")
+
+
+def test_weights_in_half_precision_are_downloaded_where_there_are_no_others(
+    tmp_path: Path, controls: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    repository, cached = tmp_path / "repository", tmp_path / "cached"
+    asked: list[set[str]] = []
+
+    def download(_name: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        assert not ignore_patterns
+        asked.append({file.name for file in repository.iterdir()} & set(allow_patterns))
+        for name in asked[-1]:
+            shutil.copy(repository / name, cached / name)
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for names in (["diffusion_pytorch_model"], ["diffusion_pytorch_model.fp16"], ["diffusion_pytorch_model", "other"]):
+        for folder in (repository, cached):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        shutil.copy(controls["sd1"] / "config.json", repository)
+        for name in names:
+            shutil.copy(controls["sd1"] / WEIGHTS_FILE, repository / f"{name}.safetensors")
+        read_control(locate_control("someone/control", "0" * 40), torch.float32)
+    fewest, whole = {"config.json"}, {"config.json", WEIGHTS_FILE}
+    assert asked == [whole, fewest, fewest | {"diffusion_pytorch_model.fp16.safetensors"}, whole]
 
 
 def test_recipes_without_a_fitting_guide_are_told(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
@@ -381,3 +487,28 @@ def test_a_plan_names_controls_and_only_their_contents_decide_the_run(
         UserError, match=r"generator\.controls\.condition\.kind: unknown kind 'onehot'; did you mean 'one_hot'"
     ):
         built(moved, condition="onehot")
+
+
+def test_a_reader_behind_a_condition_decides_the_run_and_its_place_does_not(
+    pipelines: Mapping[str, Path], controls: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    class Named:
+        def __init__(self, *, reader: Path, **_: Any) -> None:
+            self.digest = reader.name
+
+    monkeypatch.setattr("datagen.conditions.depth.Decoded", Named)
+
+    def digest(condition: Any) -> str:
+        return generator(pipelines["sd1"], Control(source=str(controls["colours"]), condition=condition)).digest
+
+    def read_by(reader: str) -> str:
+        return digest(choose_part("conditions", {"kind": "depth", "reader": reader}, at="condition"))
+
+    assert read_by("here/mine") == read_by("there/mine") != read_by("here/other")
+    assert digest(Depth(reader=Path("here/mine"))) == digest(Depth(reader=Path("there/mine")))
+    assert digest(Depth(reader=Path("here/mine"))) != digest(Depth(reader=Path("here/other")))
+    shown = {"condition": {"kind": "depth", "reader": None}}
+    told = {**shown, "scale": 1.0, "begin": 0.0, "end": 1.0, "class_scales": {}}
+    plain = [control_digest(controls["colours"]), told]  # as it was before conditions had digests
+    one = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    assert digest(choose_part("conditions", "depth", at="condition")) == hashlib.sha256(one.encode()).hexdigest()

@@ -2,9 +2,11 @@
 
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,7 +15,10 @@ from datagen.generation import RunSummary, generate
 from datagen.plan import build_parts, load_plan
 from datagen.runs import open_run
 from decoders.errors import UserError
+from decoders.labels import semantic_ids
 from tests.datagen import toys
+from tests.datagen.test_fitting import CLASSES, photographs, write_plan
+from tests.tiny_models import tiny_control
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +180,42 @@ def test_the_demo_asks_for_what_the_pocket_world_has(tmp_path: Path, monkeypatch
     recipes = [source.recipe(index) for index in range(plan.target)]
     assert len({recipe.prompt for recipe in recipes}) > plan.target * 0.8
     assert {name for recipe in recipes for name in recipe.wanted} >= {"car", "person", "building"}
+
+
+def test_layouts_become_a_dataset_of_the_best_candidates(tmp_path: Path, pipelines: Mapping[str, Path]):
+    """A ControlNet draws after label maps, a reader that is fitted first compares, and the labels stay as they were."""
+    few = photographs(tmp_path / "few", 4)
+    channels = len(CLASSES) + 2  # void, and one more in place of four
+    control = tiny_control(pipelines["sd1"], tmp_path / "control", channels=channels)
+    data = {"format": "label_folder", "root": str(few), "classes": CLASSES, "void": [9]}
+    reader = {"reader": str(tmp_path / "reader"), "fit": str(write_plan(tmp_path / "fit.yaml", pipelines["sd1"], few))}
+    values = {
+        "target": 2,
+        "shard_size": 2,
+        "batch_size": 2,
+        "model": {"source": str(pipelines["sd1"])},
+        "source": {"kind": "layouts", "data": data, "height": 32, "width": 48},
+        "generator": {
+            "kind": "controlnet",
+            "controls": [{"source": str(control), "condition": "one_hot"}],
+            "steps": 2,
+        },
+        "labeller": {"kind": "inherited", **reader},
+        "filters": [{"kind": "agreement", "minimum": 0.0}],
+    }
+    agreement: dict[int, list[float]] = {}
+    for candidates in (1, 3):
+        file = toys.write_plan(tmp_path / "plan.yaml", {"run": str(tmp_path / f"{candidates}"), **values})
+        summary = finished(generate(file, overrides=[f"candidates={candidates}"]))
+        run = open_run(summary.run)
+        verdicts = run.store.contiguous()[0].verdicts.values()
+        agreement[candidates] = [verdict.scores["agreement"] for verdict in verdicts]
+        source = load_plan(file).source.build(seed=0)
+        pictures = json.loads((summary.exports["coco"] / "annotations/instances.json").read_text())["images"]
+        for index, (entry, picture) in enumerate(zip(run.entries(), pictures, strict=True)):
+            recipe = source.recipe(index)
+            np.testing.assert_array_equal(semantic_ids(entry.labels), semantic_ids(recipe.guide.labels))
+            assert picture["attributes"] == recipe.attributes
+    better = [best - first for best, first in zip(agreement[3], agreement[1], strict=True)]
+    assert min(better) >= 0
+    assert max(better) > 0

@@ -129,4 +129,12 @@ def test_a_long_prompt_is_told_and_never_cut_silently(pipelines: Mapping[str, Pa
     assert "its end is left out" in caplog.text
     shorter = [Recipe(id="00000000", prompt="car road sky tree " * 4, seed=1)]  # 18 tokens: cut to the same
     assert np.array_equal(draws.render(shorter), first)
-    assert caplog.text.count("its end is left out") == 1
+    for word in ("car", "road", "car"):
+        draws.render([Recipe(id="00000000", prompt=f"{word} sky tree bus " * 4, seed=1)])
+    told = [
+        number
+        for number in range(1, 5)
+        if f"its end is left out; so far, prompts cut in this way: {number}" in caplog.text
+    ]
+    assert told == [1, 2, 4]
+    assert caplog.text.count("its end is left out") == 3

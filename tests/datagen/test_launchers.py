@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import count, islice
 from pathlib import Path
 
 import pytest
 
+from datagen.adaptation.adapt import adapt
+from datagen.adaptation.control import control
 from datagen.launchers import from_environment, launched_in_group
 from datagen.launchers.local import Local
 from decoders.errors import UserError
 from tests.datagen import toys
 from tests.datagen.test_fitting import photographs, write_plan
+
+PROMPTS = {"kind": "prompts", "file": "x"}
 
 
 def test_alone_means_every_shard(monkeypatch: pytest.MonkeyPatch):
@@ -119,6 +124,28 @@ def test_two_processes_fit_one_reader(tmp_path: Path, pipelines: dict[str, Path]
         "reader.json",
         "validation.json",
     ]
+
+
+@pytest.mark.parametrize("verb", [adapt, control])
+def test_trainings_ask_the_environment_and_leave_the_group(
+    verb: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Asked(Local):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    asked, given = Asked(), Asked()
+    values = {"adapted" if verb is adapt else "control": "x", "model": {"source": "nowhere"}, "updates": 1}
+    values |= {"images": str(tmp_path / "none")} if verb is adapt else {"condition": "edges", "source": PROMPTS}
+    file = toys.write_plan(tmp_path / "plan.yaml", {**values, "tracker": "none"})
+    monkeypatch.setattr(f"datagen.adaptation.{verb.__name__}.from_environment", lambda: asked)
+    for launcher in (None, given):
+        with pytest.raises(UserError, match=r"none|source: prompts brings no labels"):
+            verb(file, launcher=launcher)
+    assert asked.closed
+    assert not given.closed  # it belongs to whoever brought it
 
 
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):

@@ -39,6 +39,12 @@ def test_overrides_reach_every_depth(plan_file: Path):
     assert plan.exports == ()
 
 
+def test_candidates_may_be_just_their_number(plan_file: Path):
+    found = load_plan(plan_file, ["candidates=4"]).candidates
+    assert found == load_plan(plan_file, ["candidates.count=4"]).candidates
+    assert (found.count, found.best_by) == (4, "agreement")
+
+
 def test_coco_is_the_default_export(plan_file: Path):
     assert [part.kind for part in load_plan(plan_file).exports] == ["coco"]
 
@@ -55,6 +61,9 @@ def test_coco_is_the_default_export(plan_file: Path):
         ("generator.side=wide", "generator.side: found 'wide', expected a valid integer"),
         ("generator.side=12.5", "generator.side: found 12.5, expected a valid integer"),
         ("target=0", "target: found 0, expected greater than or equal to 1"),
+        ("candidates=0", "candidates: found 0, expected greater than or equal to 1"),
+        ("candidates=true", "candidates: found True, expected a valid integer"),
+        ("candidates=many", "candidates: found 'many', expected "),
         ("target=true", "target: found True, expected a valid integer"),
         ("threads='2'", "threads: found '2', expected a valid integer"),
         ("minimum_yield=.nan", "minimum_yield: found "),

@@ -83,6 +83,9 @@ def test_hub_model_in_the_cache(pipelines: Mapping[str, Path], monkeypatch: pyte
     patterns = asked["allow_patterns"]
     assert isinstance(patterns, list)
     assert not any(pattern.endswith((".bin", ".ckpt", ".py", "*")) for pattern in patterns)
+    left = asked["ignore_patterns"]
+    assert isinstance(left, list)
+    assert "*.fp16*" in left
 
 
 def _remove_index(folder: Path) -> None:

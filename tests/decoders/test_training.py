@@ -288,6 +288,8 @@ def test_a_balanced_fit_repeats_itself_and_differs_from_a_plain_one():
 class Counting(Task[torch.Tensor]):
     """Says the first class everywhere, as surely as it was right in the pictures that it was tuned on."""
 
+    chance: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__(TAXONOMY)
         self.register_buffer("chance", torch.tensor(0.6))
