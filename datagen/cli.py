@@ -216,10 +216,17 @@ def evaluate(
 @app.command(epilog="Example: datagen compare runs/demo/exports/coco scenes --to likeness.json")
 def compare(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="COCO dataset, such as the export of a run.")],
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="COCO dataset of what it should be like.")],
+    reference: Annotated[
+        Path,
+        typer.Argument(metavar="REFERENCE", help="What it should be like: a COCO dataset, or a folder of pictures."),
+    ],
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE.json", help="The figures, to be read on.")] = None,
     model: Annotated[
-        str, typer.Option(help="Diffusion model whose features are the space that distances are measured in.")
+        str,
+        typer.Option(
+            help="Whose features are the space of all distances: a diffusion model, or a folder of a vision model such "
+            "as DINOv2."
+        ),
     ] = "package://datagen.pocket/weights",
 ) -> None:
     """Say how a dataset differs from another: distance, precision, recall, copies, objects and class shares."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datagen.instances import find_objects
+from datagen.plugins import choose_part
 from datagen.readers import open_reader, read_manifest
 from datagen.runs import Run
 from datagen.shards import StoredSample
@@ -36,6 +37,8 @@ class Judge:
     reader: "decoders.reader.Reader"
     score: "decoders.tasks.semantic.SemanticScore"
     """Its answers against the labels of the run."""
+    untold: tuple[str, ...] = ()
+    """Readers of the run that are no longer there, so that nobody can tell whether this is one of them."""
     asked: Counter[str] = field(default_factory=Counter[str])
     """Class -> pictures whose prompt or guide asks for it."""
     found: Counter[str] = field(default_factory=Counter[str])
@@ -71,7 +74,10 @@ class Judge:
             yield from zip(objects.masks[single], objects.category_ids[single].tolist(), strict=True)
 
     def __str__(self) -> str:
-        lines = [f"\nas {self.name} judges the accepted pictures, which it had no part in"]
+        told = ", which it had no part in"
+        if self.untold:
+            told = f"; whether it is {' or '.join(self.untold)} of the run cannot be told, as no reader is there now"
+        lines = [f"\nas {self.name} judges the accepted pictures{told}"]
         if self.asked:
             lines.append(f"  classes asked for that it finds: {_of(self.found, self.asked)}")
         if self.objects:
@@ -103,15 +109,19 @@ def open_judge(folder: Path, run: Run) -> Judge:
             f"judge {folder} knows the classes {', '.join(manifest.taxonomy.names)}, the run has "
             f"{', '.join(run.taxonomy.names)}; fit a reader for the run's classes, in their order"
         )
+    untold: list[str] = []
     for at, reader in _readers(run.plan):
-        if reader == folder.expanduser().resolve() or _weights(reader) == manifest.weights_sha256:
+        weights, same = _weights(reader), _labels_alike(folder, run) if at == "plan.labeller.reader" else None
+        if same or reader == folder.expanduser().resolve() or weights == manifest.weights_sha256:
             raise UserError(
                 f"judge {folder} is the reader of the run itself ({at}): whoever made or filtered the labels cannot "
                 "judge them; fit another one, on other annotated pictures"
             )
+        if same is None and weights is None:
+            untold.append(f"{reader} ({at})")
     from decoders.tasks.semantic import SemanticScore
 
-    return Judge(name=str(folder), reader=open_reader(folder), score=SemanticScore(run.taxonomy))
+    return Judge(name=str(folder), reader=open_reader(folder), score=SemanticScore(run.taxonomy), untold=tuple(untold))
 
 
 def _readers(settings: Any, at: str = "plan") -> Iterator[tuple[str, Path]]:
@@ -124,6 +134,17 @@ def _readers(settings: Any, at: str = "plan") -> Iterator[tuple[str, Path]]:
     elif isinstance(settings, list):
         for index, value in enumerate(settings):
             yield from _readers(value, f"{at}.{index}")
+
+
+def _labels_alike(folder: Path, run: Run) -> bool | None:
+    """Whether the labeller of a run, given this reader, is the one that it had, wherever that lies now; None where the
+    run does not say."""
+    digest = run.identity.get("labeller", {}).get("digest")
+    try:
+        part = choose_part("labellers", {**run.plan["labeller"], "reader": str(folder)}, at="labeller")
+        return None if digest is None else part.build(taxonomy=run.taxonomy).digest == digest
+    except UserError:  # a labeller that is not installed any more, or that cannot use such a reader
+        return None
 
 
 def _weights(folder: Path) -> str | None:

@@ -1,7 +1,9 @@
-"""Nothing is learned from that is measured on: told by the pixels, whatever the files are called."""
+"""What is told of datasets before anybody learns: nothing that is measured on is learned from, whatever the files are
+called, every label is there, and every class can be learned and measured."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,7 +14,7 @@ from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import read_json, write_json
 from datagen.meter import meter
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, Taxonomy, classes_in
+from decoders.labels import AnnotatedImage, InstanceSet, Label, Taxonomy, classes_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,27 +22,51 @@ class Survey:
     """What one look at all pictures of a dataset tells."""
 
     digest: str
-    pictures: Mapping[str, str]
-    """Hash of the pixels -> name."""
-    classes: frozenset[int]
-    """Semantic ids that are labelled anywhere."""
+    hashes: Mapping[str, str]
+    """Name -> hash of the pixels."""
+    labels: Mapping[str, int]
+    """Name of a label -> pictures that have it."""
+    shown: Mapping[str, frozenset[int]]
+    """Name of a label that says anything in any picture -> semantic ids in it, none where it is not of classes."""
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """Hash of the pixels -> name."""
+        return {pixels: name for name, pixels in self.hashes.items()}
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """Semantic ids that are labelled anywhere."""
+        return frozenset[int]().union(*self.shown.values())
 
 
 def survey(data: AnnotatedImages, *, folder: Path, console: Console) -> Survey:
     """Look once; remembered in a folder under the dataset's digest."""
     digest = data_digest(data)
-    file = folder / f"{digest[:16]}.json"
+    file = folder / f"{digest[:16]}_by_label.json"  # older ones, without labels, are called by the digest alone
     if not file.exists():
-        pictures: dict[str, str] = {}
-        classes: set[int] = set()
+        hashes: dict[str, str] = {}
+        labels = Counter[str]()
+        shown: dict[str, set[int]] = {}
         with meter("compare", console=console) as tick:
             for index, picture in enumerate(data):
-                pictures[_hash(picture)] = picture.name
-                classes |= classes_in(picture.labels)
+                hashes[data.names[index]] = _hash(picture)
+                labels.update(list(picture.labels))
+                for name, label in picture.labels.items():
+                    if _says_anything(label):
+                        shown.setdefault(name, set()).update(classes_in({name: label}))
                 tick(index + 1, len(data))
-        write_json(file, {"pictures": pictures, "classes": sorted(classes)})
+        ids = {name: sorted(found) for name, found in shown.items()}
+        write_json(file, {"hashes": hashes, "labels": labels, "shown": ids})
     noted = read_json(file)
-    return Survey(digest=digest, pictures=noted["pictures"], classes=frozenset(noted["classes"]))
+    shown_ids = {name: frozenset[int](found) for name, found in noted["shown"].items()}
+    return Survey(digest=digest, hashes=noted["hashes"], labels=noted["labels"], shown=shown_ids)
+
+
+def _says_anything(label: Label) -> bool:
+    if isinstance(label, InstanceSet):
+        return bool((label.masks.any(axis=(1, 2)) & ~label.is_crowd).any())
+    return bool(label.valid.any())
 
 
 def _hash(picture: AnnotatedImage) -> str:
@@ -64,6 +90,54 @@ def check_apart(tests: Mapping[str, Survey], learned: Mapping[str, Survey]) -> N
                 f"(there {other.pictures[shared[0]]}); a student must not have seen what it is measured on: take them "
                 "out of one"
             )
+
+
+def check_labels(surveys: Mapping[str, Survey], labels: Sequence[str]) -> None:
+    """Args:
+        surveys: of every dataset that is learned from or measured on, by name.
+        labels: what a student learns from and answers with.
+
+    Raises:
+        UserError: a picture lacks one of them.
+    """
+    for (name, seen), label in product(surveys.items(), labels):
+        if lacking := len(seen.hashes) - seen.labels.get(label, 0):
+            others = ", ".join(sorted(seen.labels)) or "none"
+            raise UserError(
+                f"{lacking} of {len(seen.hashes)} pictures of `{name}` have no label {label!r}, labels there are: "
+                f"{others}; take a student that learns from these, or a dataset that has it"
+            )
+
+
+def check_measurable(tests: Mapping[str, Survey], headline: str) -> None:
+    """Raises:
+    UserError: no picture of a test says anything of the label that the headline is of.
+    """
+    for test, measured in tests.items():
+        if headline.split(" ")[0] not in measured.shown:
+            raise UserError(
+                f"no picture of `{test}` has anything to measure {headline!r} on; check the labels of `{test}`"
+            )
+
+
+def never_measured(tests: Mapping[str, Survey], headline: str, taxonomy: Taxonomy) -> Iterator[str]:
+    """What to tell about classes that a headline is silent on, as no test picture shows them."""
+    label = headline.split(" ")[0]
+    for test, measured in tests.items():
+        shown = measured.shown[label]
+        asked = zip(taxonomy.names, taxonomy.is_thing, strict=True)
+        missing = [
+            name for number, (name, thing) in enumerate(asked, start=1)
+            if number not in shown and (thing or label != "instances")
+        ]  # fmt: skip
+        if shown and missing:
+            yield f"no picture of `{test}` shows {', '.join(missing)}: its {headline} says nothing of these classes"
+
+
+def also_real(surveys: Mapping[str, Survey]) -> frozenset[str]:
+    """Names of the pool's pictures that are among the real ones: nothing is like a picture as itself is."""
+    real = surveys["real"].pictures
+    return frozenset(name for name, pixels in surveys["pool"].hashes.items() if pixels in real)
 
 
 def never_shown(tests: Mapping[str, Survey], learned: Mapping[str, Survey], taxonomy: Taxonomy) -> Iterator[str]:

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datagen.evaluation.apart import Survey
+from datagen.evaluation.apart import Survey, also_real
 from datagen.evaluation.evaluate_plan import Column, EvaluatePlan, real_slots
 from datagen.files import json_bytes
 from decoders.errors import UserError
 
 _LEARNED = ("size", "views", "batch_size", "learning_rate", "warm_up", "decay", "ema", "threads")
 """Keys of the plan that decide every cell."""
+_TEACHING = "classes, where the own labels have some"
+"""What a teacher labels, by `trial.taught`: cells of another rule are other cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,11 @@ class Cell:
         return self.column == "teacher"
 
 
+def counts_of(cell: Cell) -> Mapping[str, int]:
+    """Dataset -> how many of its pictures are learned from."""
+    return {"real": cell.real, "synthetic": cell.synthetic, "pool": cell.retrieved}
+
+
 def figure_on(test: str, figure: str) -> str:
     """What a figure of one of the test sets is called: `semantic miou`, and `semantic miou on night`."""
     return figure if test == "test" else f"{figure} on {test}"
@@ -49,12 +56,15 @@ def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int, pool: int = 0) ->
     """
     reals = _counts(plan.real_counts, real, at="real_counts")
     synthetics = _counts(plan.synthetic_counts, synthetic, at="synthetic_counts")
+    curve = _counts(plan.curve_counts or (), real, at="curve_counts")
     if "retrieved" in plan.columns and max(synthetics) > pool:
         raise UserError(
             f"pool: found {pool} pictures, expected as many as synthetic ones, {max(synthetics)}; name a larger pool, "
             "or fewer in `synthetic_counts`"
         )
     mixed = plan.mixed_updates or plan.updates
+    as_long: Column = "real" if mixed == plan.updates and "real_long" not in plan.columns else "real_long"
+    on_curve = set(reals) if as_long in plan.columns else set[int]()
     for seed in plan.seeds:
         for column in plan.columns:
             alone = column in ("real", "real_long")
@@ -70,11 +80,14 @@ def cells_of(plan: EvaluatePlan, *, real: int, synthetic: int, pool: int = 0) ->
                         updates=updates,
                         seed=seed,
                     )
+        for count in curve:
+            if count not in on_curve:
+                yield Cell(column=as_long, real=count, synthetic=0, updates=mixed, seed=seed)
 
 
 def _counts(asked: Iterable[int] | None, there: int, *, at: str) -> tuple[int, ...]:
     counts = (there,) if asked is None else tuple(asked)
-    if max(counts) > there:
+    if max(counts, default=0) > there:
         raise UserError(f"{at}: found {max(counts)}, but there are {there} pictures; take at most so many")
     return counts
 
@@ -108,8 +121,10 @@ def key_of(
     if cell.retrieved:
         decisive["pool digest"] = surveys["pool"].digest
         decisive["pool model"] = pool_model
+        if also_real(surveys):
+            decisive["pool"] = "without real ones"
     if cell.real and (cell.synthetic or cell.retrieved):
         decisive["real slots"] = real_slots(plan)
     if cell.taught:
-        decisive["sure_from"] = plan.sure_from
+        decisive |= {"sure_from": plan.sure_from, "teaching": _TEACHING}
     return hashlib.sha256(json_bytes(decisive)).hexdigest()[:16]

@@ -3,30 +3,35 @@
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from rich.console import Console
 
-from datagen.datasets import AnnotatedImages
+from datagen.coco_format import read_coco
+from datagen.datasets import AnnotatedImages, list_images
 from datagen.datasets.coco import Coco
 from datagen.evaluation.apart import check_classes_agree
-from datagen.files import write_json
+from datagen.files import read_image, write_json
 from datagen.meter import Tick, meter
-from datagen.model import Model
+from datagen.model import Model, ModelSettings
+from datagen.settings import check
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, class_pixels
 from decoders.references import ModelReference
 
 if TYPE_CHECKING:
     from datagen.evaluation.likeness import Embedder, Likeness
+    from datagen.evaluation.vision import VisionEmbedder
 
 LEAST = 8
 """Pictures on either side, below which no distance means anything."""
 _AREAS = (0.001, 0.01, 0.1)
 """Objects are counted by their share of the picture: up to these, and above."""
 _NAMED = 5
+_ANNOTATIONS = "annotations/instances.json"
+_BLIND = "knows its own faults least; name another one with --model, such as a folder of DINOv2"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +79,10 @@ class Comparison:
     """Names of the pictures that may be copies of one of the reference."""
     found: Contents
     reference: Contents
+    labelled: bool = True
+    """Whether the reference has labels; without any only the pictures are compared."""
+    own: bool = False
+    """Whether the model, LoRA files aside, is the one that drew the pictures."""
 
     def __str__(self) -> str:
         like, found, reference = self.likeness, self.found, self.reference
@@ -85,9 +94,12 @@ class Comparison:
             f"precision {like.precision:.3f}, recall {like.recall:.3f}",
             f"nearer to one of the reference than 99 % of those are to each other: {len(self.copies)}"
             + (f" ({listed})" if listed else ""),
-            "",
-            f"{'objects per picture':28}{'here':>9}{'reference':>11}",
         ]
+        if self.own:
+            lines.insert(1, "warning: these features are of the model that drew the pictures, which " + _BLIND)
+        if not self.labelled:
+            return "\n".join([*lines, "the reference is a folder of plain pictures: no objects and classes to compare"])
+        lines += ["", f"{'objects per picture':28}{'here':>9}{'reference':>11}"]
         bounds = ["0", *(f"{area:.1%}" for area in _AREAS)]
         names = [f"  {low} to {high} of it" for low, high in zip(bounds, [*bounds[1:], "all"], strict=True)]
         rows = zip(names, found.objects_per_picture, reference.objects_per_picture, strict=True)
@@ -98,16 +110,34 @@ class Comparison:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        sides = {"found": self.found, "reference": self.reference}
-        told = {
+        told: dict[str, dict[str, object]] = {
             name: {
                 "pictures": side.pictures,
                 "class_shares": dict(zip(self.taxonomy.names, side.class_shares.tolist(), strict=True)),
                 "objects_per_picture": side.objects_per_picture.tolist(),
             }
-            for name, side in sides.items()
+            for name, side in (("found", self.found), ("reference", self.reference))
         }
-        return {"model": self.model, **asdict(self.likeness), "copies": list(self.copies), **told}
+        if not self.labelled:
+            told["reference"] = {"pictures": self.reference.pictures}
+        likeness = asdict(self.likeness)
+        return {"model": self.model, "own_model": self.own, **likeness, "copies": list(self.copies), **told}
+
+
+class PlainPictures(AnnotatedImages):
+    """Pictures of a folder and its subfolders that say nothing of the classes."""
+
+    def __init__(self, folder: Path, taxonomy: Taxonomy) -> None:
+        """
+        Raises:
+            UserError: there is no such folder, or two pictures have one name.
+        """
+        self._files = list_images(folder, what="reference pictures")
+        self.names = tuple(self._files)
+        self.taxonomy = taxonomy
+
+    def load(self, name: str) -> AnnotatedImage:
+        return AnnotatedImage(name=name, image=read_image(self._files[name]))
 
 
 def compare(
@@ -116,23 +146,29 @@ def compare(
     """Read every picture of both once.
 
     Args:
-        dataset, reference: COCO datasets with the same classes, such as the export of a run and annotated photographs.
-        model: checkpoint whose features are the space: a folder, hub id or `package://...`. A model that drew the
-            pictures knows its own faults least: take another one where there is one.
+        dataset: COCO dataset, such as the export of a run.
+        reference: COCO dataset with the same classes, such as annotated photographs, or a folder of plain pictures.
+        model: whose features are the space: a local folder of a vision model (DINOv2, ViT, CLIP), or a diffusion model
+            as a folder, hub id or `package://...`. A model that drew the pictures knows its own faults least, and is
+            told as such: take another one where there is one.
         to: file for the figures as JSON; none when None.
 
     Raises:
         UserError: other classes, fewer than 8 pictures, or torchmetrics is not installed.
     """
     _check_installed()
-    sides: dict[str, AnnotatedImages] = {"dataset": Coco(root=dataset), "reference": Coco(root=reference)}
+    mine = Coco(root=dataset)
+    labelled = (reference.expanduser() / _ANNOTATIONS).exists()
+    theirs = Coco(root=reference) if labelled else PlainPictures(reference.expanduser(), mine.taxonomy)
+    sides: dict[str, AnnotatedImages] = {"dataset": mine, "reference": theirs}
     check_classes_agree(sides["reference"], {"dataset": sides["dataset"]}, by="reference")
     for name, data in sides.items():
         if len(data) < LEAST:
             raise UserError(f"the {name} has {len(data)} pictures, expected at least {LEAST}; compare larger sets")
-    from datagen.evaluation.likeness import Embedder, likeness
+    from datagen.evaluation.likeness import likeness
+    from datagen.evaluation.vision import embedder_of
 
-    embedder = Embedder(Model(ModelReference(source=model)).checkpoint)
+    embedder = embedder_of(model)
     with meter("look", console=console) as tick:
         features, found = _look(sides["dataset"], embedder, tick)
     with meter("look at the reference", console=console) as tick:
@@ -146,13 +182,32 @@ def compare(
         copies=tuple(names[index] for index in like.copies),
         found=found,
         reference=expected,
+        labelled=labelled,
+        own=_drew(model, dataset.expanduser() / _ANNOTATIONS),
     )
     if to is not None:
         write_json(to, comparison.to_json())
     return comparison
 
 
-def _look(data: AnnotatedImages, embedder: "Embedder", tick: Tick) -> tuple[np.ndarray, Contents]:
+def _drew(model: str, annotations: Path) -> bool:
+    """Whether a dataset says that it was drawn by this model, whatever LoRA files were put on it."""
+    told = read_coco(annotations).info.get("model")
+    if not isinstance(told, dict):
+        return False
+    try:
+        drawn_by = check(ModelSettings, cast("dict[str, Any]", told))
+        source = drawn_by.source
+        if source == model:
+            return True
+        if not source.startswith("package://") and not Path(source).expanduser().exists():
+            return False  # moved away since, or a hub id, for which nothing shall be downloaded
+        return Model(drawn_by.reference()).base_digest == Model(ModelReference(source=model)).base_digest
+    except UserError:  # another program's word for a model, or the space is no diffusion model
+        return False
+
+
+def _look(data: AnnotatedImages, embedder: "Embedder | VisionEmbedder", tick: Tick) -> tuple[np.ndarray, Contents]:
     contents = Contents.of(data.taxonomy)
     rows: list[np.ndarray] = []
     for index, picture in enumerate(data):

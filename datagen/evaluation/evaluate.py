@@ -3,11 +3,11 @@
 <evaluation>/
   plan.yaml          the plan as it was understood
   cells/<key>.json   what was measured, by all that decides it; <key>/ while it is in training
-  surveys/           hashes of pictures, so that test pictures found elsewhere are refused
+  surveys/           hashes of pictures, so that test pictures found elsewhere are refused, and what is labelled
   results.json  table.txt  plot.png
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from datagen.evaluation.apart import check_apart, check_classes_agree, never_shown, survey
-from datagen.evaluation.columns import Cell, cells_of, figure_on, key_of
+from datagen.evaluation.apart import (
+    also_real,
+    check_apart,
+    check_classes_agree,
+    check_labels,
+    check_measurable,
+    never_measured,
+    never_shown,
+    survey,
+)
+from datagen.evaluation.columns import Cell, cells_of, counts_of, figure_on, key_of
 from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
 from datagen.files import read_json, write_json
 from datagen.launchers import Launcher
@@ -66,7 +75,7 @@ def evaluate(
 
     Raises:
         UserError: a mistake in the plan or the data: other classes, a test picture that is learned from, a missing
-            label, or a student whose loss is not finite.
+            label, a test without truth, too small a pool, or a student whose loss is not finite.
         KeyboardInterrupt: stopped by a signal, after the update at hand was saved.
     """
     checked = load_evaluate_plan(plan, overrides)
@@ -91,7 +100,15 @@ def evaluate(
         write_atomic(folder / "plan.yaml", _as_yaml(checked).encode())
         launcher.barrier()
     check_apart(measured, surveys)
-    for warning in never_shown(measured, surveys, test.taxonomy):
+    used = {name for cell in cells for name, count in counts_of(cell).items() if count}
+    check_labels({name: surveys[name] for name in surveys if name in used} | measured, student.labels)
+    check_measurable(measured, student.headline)
+    warnings = [*never_measured(measured, student.headline, test.taxonomy)]
+    warnings += never_shown(measured, surveys, test.taxonomy)
+    repeated = also_real(surveys) if "pool" in surveys else frozenset[str]()
+    if repeated:
+        warnings.append(_without(repeated, len(pools["pool"]), max(cell.retrieved for cell in cells)))
+    for warning in warnings:
         console.print(warning, markup=False)
     model = (
         None if checked.pool_model is None else Model(checked.pool_model.reference(), device=lambda: launcher.device)
@@ -109,7 +126,10 @@ def evaluate(
             from datagen.evaluation.retrieval import Retrieval
 
             sides = {name: (surveys[name].digest, pools[name]) for name in ("real", "pool")}
-            nearest = Retrieval(**sides, model=model, folder=folder / "features", console=console).nearest
+            left_out = frozenset(number for number, name in enumerate(pools["pool"].names) if name in repeated)
+            nearest = Retrieval(
+                **sides, model=model, folder=folder / "features", console=console, left_out=left_out
+            ).nearest
         learned, kept = (
             {name: Kept(pictures, labels=student.labels) for name, pictures in some.items()} for some in (pools, tests)
         )
@@ -117,7 +137,22 @@ def evaluate(
         _measure(checked, material, folder, keys, missing, launcher, console)
     launcher.barrier()
     headlines = [figure_on(name, student.headline) for name in tests]
-    return _summarise(folder, keys, headlines, write=launcher.rank == 0)
+    return _summarise(folder, keys, headlines, warnings, write=launcher.rank == 0)
+
+
+def _without(repeated: Collection[str], pool: int, wanted: int) -> str:
+    """What to tell of pictures of the pool that are not retrieved, as they are real ones already.
+
+    Raises:
+        UserError: there are too few others.
+    """
+    told = f"{len(repeated)} of {pool} pictures of `pool` are also in `real`"
+    if pool - len(repeated) < wanted:
+        raise UserError(
+            f"{told}, which leaves {pool - len(repeated)}, expected as many as synthetic ones, {wanted}; name a pool "
+            "of other pictures, or fewer in `synthetic_counts`"
+        )
+    return f"{told}: these are not retrieved"
 
 
 def _measure(
@@ -149,14 +184,16 @@ def _file(folder: Path, key: str) -> Path:
     return folder / "cells" / f"{key}.json"
 
 
-def _summarise(folder: Path, keys: Mapping[Cell, str], headlines: Sequence[str], *, write: bool) -> EvaluationSummary:
+def _summarise(
+    folder: Path, keys: Mapping[Cell, str], headlines: Sequence[str], warnings: Sequence[str], *, write: bool
+) -> EvaluationSummary:
     from datagen.evaluation.report import plot, table
 
     results = {cell: read_json(_file(folder, key))["measured"] for cell, key in keys.items()}
     for headline in headlines:
         if not all(headline in result for result in results.values()):
             raise UserError(f"no test picture has anything to measure {headline!r} on; check the labels of the test")
-    told = table(results, headlines)
+    told = "\n".join([table(results, headlines), *(["", *warnings] if warnings else [])])
     if write:
         write_json(folder / RESULTS_FILE, [asdict(cell) | {"measured": result} for cell, result in results.items()])
         write_atomic(folder / TABLE_FILE, f"{told}\n".encode())

@@ -51,14 +51,20 @@ class EvaluatePlan(Settings):
     `synthetic` only; `both`; and both with the synthetic pictures labelled by the moving average of the student itself
     (`teacher`; Mean Teacher, arXiv 1703.01780, as SENSE, arXiv 2605.19289, uses it), instead of their own labels; and
     `retrieved`: as many pictures of a `pool` in their place, those most like the real ones, as beat synthetic ones in
-    Unmet Promise (arXiv 2406.05184)."""
+    Unmet Promise (arXiv 2406.05184). A teacher labels classes where the pictures' own labels do; depth is then learned
+    from the real pictures alone. Objects it cannot label, as unsure ones would be learned as background: the student
+    `detector` has no `teacher`, nor when the columns are left out."""
     pool: Annotated[Part | None, OneOf("datasets", at="pool")] = None
-    """Other real pictures with labels, for `retrieved`. What it leaves out is as in `real`."""
+    """Other real pictures with labels, for `retrieved`; those that are in `real`, by their pixels, are not retrieved.
+    What it leaves out is as in `real`."""
     pool_model: ModelSettings | None = None
     """The model whose features say which pictures of the pool are like the real ones."""
     real_counts: Counts | None = None
     """So many of the first real pictures, one cell for each; all of them when left out. Labels of synthetic pictures
     must not be made with more of them than the smallest, or a mixed column knows more than it says."""
+    curve_counts: tuple[Annotated[int, Ge(1)], ...] | None = None
+    """So many of the first real pictures alone, each learned from for as long as the mixed columns: with `real_counts`
+    the curve that says how many real pictures a mixed column stands for."""
     synthetic_counts: Counts | None = None
     """So many of the first synthetic pictures; all when left out."""
     seeds: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2)
@@ -75,7 +81,7 @@ class EvaluatePlan(Settings):
     real_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Of a batch of mixed columns, however few the real pictures are."""
     sure_from: Annotated[float, Ge(0), Le(1)] = 0.95
-    """How sure the teacher must be of what it labels; the rest is void."""
+    """How sure the teacher must be of the class of a pixel; the rest is void."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Of AdamW, at its highest."""
     warm_up: Annotated[int, Ge(0)] = 50
@@ -86,7 +92,7 @@ class EvaluatePlan(Settings):
     threads: Annotated[int, Ge(1)] = 2
     """CPU threads of each process; another number may change the last digits."""
 
-    @field_validator("columns", "seeds", "real_counts", "synthetic_counts")
+    @field_validator("columns", "seeds", "real_counts", "curve_counts", "synthetic_counts")
     @classmethod
     def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
         if values is not None and len(set(values)) < len(values):
@@ -106,6 +112,14 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
     if isinstance(more, dict):
         values |= {"more_tests": {name: filled(data, values.get("test")) for name, data in more.items()}}
     plan = check(EvaluatePlan, values)
+    if plan.student.kind == "detector" and "teacher" in plan.columns:
+        if "columns" in plan.model_fields_set:
+            raise UserError(
+                "columns: found `teacher` with the student `detector`, expected a student of classes (`kind: "
+                "segmenter`), since objects that a teacher is unsure of would be learned as background; leave "
+                "`teacher` out"
+            )
+        plan = plan.model_copy(update={"columns": tuple(name for name in plan.columns if name != "teacher")})
     if "retrieved" in plan.columns and (plan.pool is None or plan.pool_model is None):
         raise UserError(
             "columns: `retrieved` takes pictures from a pool, expected `pool:` (a dataset) and `pool_model:`; add "

@@ -41,7 +41,7 @@ class Likeness:
     kid: float
     """Kernel distance x 1000 (arXiv 1801.01401), unbiased: about 0 between halves of one set, at times below."""
     kid_deviation: float
-    """Over the subsets it was computed from."""
+    """Over the subsets it was computed from, each of at most half of the smaller side: equal ones would not deviate."""
     frechet: float | None
     """Fréchet distance (arXiv 1706.08500); None where a side has no more pictures than there are features, which would
     bias it beyond use."""
@@ -54,7 +54,7 @@ class Likeness:
 
 
 def likeness(pictures: Features, reference: Features) -> Likeness:
-    """Both sides with the same channels, which are brought to mean 0 and deviation 1 of the reference first."""
+    """Both sides of 4 or more with the same channels, brought to mean 0 and deviation 1 of the reference first."""
     mean, spread = reference.mean(axis=0), reference.std(axis=0) + np.float32(1e-6)
     mine, theirs = (pictures - mean) / spread, (reference - mean) / spread
     kid, deviation = _kernel_distance(mine, theirs)
@@ -82,7 +82,7 @@ class _Given(nn.Module):
 def _kernel_distance(mine: Features, theirs: Features) -> tuple[float, float]:
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(_SUBSET_SIZE, len(mine), len(theirs))
+    size = min(_SUBSET_SIZE, min(len(mine), len(theirs)) // 2)
     with warnings.catch_warnings(action="ignore"):  # it warns of the memory that features take, which is held anyway
         metric: Any = KernelInceptionDistance(feature=_Given(mine.shape[1]), subsets=_SUBSETS, subset_size=size)
     with torch.random.fork_rng(devices=[]):

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 from scipy.stats import t as student_t
 
 from datagen.evaluation.columns import Cell
+from datagen.evaluation.evaluate_plan import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Result = Mapping[str, float]
 CONFIDENCE = 0.95
+_INSTEAD: Mapping[Column, str] = {
+    "teacher": "the same pictures with labels of a teacher",
+    "retrieved": "as many retrieved pictures in their place",
+}
+"""What the synthetic pictures of `both` and their labels are held against, beside real pictures alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +98,12 @@ def table(results: Mapping[Cell, Result], headlines: Sequence[str]) -> str:
     figures = list(dict.fromkeys(name for row in rows for result in row.results.values() for name in result))
     ordered = sorted(figures, key=lambda name: (name not in headlines, "/" in name))  # those of classes and bands last
     seeds = max(len(row.results) for row in rows)
-    said = f"{seeds} seeds: mean ± half of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals"
+    said = "one seed: no intervals"
+    if seeds > 1:
+        said = (
+            f"{seeds} seeds: mean ± half of the 95 % interval over seeds, which vary the student alone (first weights "
+            "and views), not the pictures or labels"
+        )
     lines = [f"{number}  {row}" for number, row in enumerate(rows, start=1)]
     return "\n".join(
         [*lines, "", said, *_grid(rows, ordered), *(line for each in headlines for line in _gains(rows, each))]
@@ -110,7 +121,8 @@ def _grid(rows: Sequence[Row], figures: Sequence[str]) -> list[str]:
 
 
 def _gains(rows: Sequence[Row], headline: str) -> list[str]:
-    """What synthetic pictures add to real ones learned from for as long, and how many real pictures they stand for."""
+    """What synthetic pictures add to real ones learned from for as long, what they are against others in their place,
+    and how many real pictures they stand for."""
     alone = [row for row in rows if row.cell.column in ("real", "real_long")]
     told: list[str] = []
     for number, row in enumerate(rows, start=1):
@@ -122,10 +134,24 @@ def _gains(rows: Sequence[Row], headline: str) -> list[str]:
             against = rows.index(equal[0]) + 1
             told.append(f"{number} - {against}, as many updates on real pictures alone: {interval(gain, signed=True)}")
     for number, row in enumerate(rows, start=1):
+        for against, other in enumerate(rows, start=1):
+            same = (row.cell.real, row.added, row.cell.updates) == (other.cell.real, other.added, other.cell.updates)
+            if row.cell.column == "both" and other.cell.column in _INSTEAD and same:
+                gain = differences(row, other, headline)
+                told.append(f"{number} - {against}, {_INSTEAD[other.cell.column]}: {interval(gain, signed=True)}")
+    without: list[str] = []
+    for number, row in enumerate(rows, start=1):
         curve = {other.cell.real: other for other in alone if other.cell.updates == row.cell.updates}
         if row.added and len(curve) > 1:
             worth = break_even(row, list(curve.values()), headline)
             told.append(f"{number} is worth {worth} real pictures, learned from for as long")
+        elif row.added:
+            without.append(str(number))
+    if without:
+        told.append(
+            f"{', '.join(without)}: no break-even count, which needs real pictures alone at two counts, learned from "
+            "for as long; name more in `curve_counts` (as long as mixed columns) or `real_counts`"
+        )
     return ["", headline, *told] if told else []
 
 

@@ -1,6 +1,6 @@
 """Which pictures of a pool are most like a few real ones, by the features of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,15 +25,18 @@ class Retrieval:
         model: Model,
         folder: Path,
         console: Console,
+        left_out: Collection[int] = (),
     ) -> None:
         """Args:
         real, pool: each with its digest in front.
+        left_out: numbers of the pool's pictures that are not retrieved.
         """
         self._real = real
         self._pool = pool
         self._model = model
         self._folder = folder
         self._console = console
+        self._left_out = left_out
         self.nearest = cache(self._nearest)
 
     def _nearest(self, count: int) -> tuple[int, ...]:
@@ -41,7 +44,7 @@ class Retrieval:
         real, pool = self._features(*self._real), self._features(*self._pool)
         spread = pool.std(axis=0) + np.float32(1e-6)
         found = distances(pool / spread, real[:count] / spread).min(axis=1)
-        return tuple(np.argsort(found, kind="stable").tolist())
+        return tuple(index for index in np.argsort(found, kind="stable").tolist() if index not in self._left_out)
 
     def _features(self, digest: str, pictures: Sequence[AnnotatedImage]) -> Features:
         file = self._folder / f"{digest[:16]}_{self._model.digest[:16]}.npy"

@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
 from datagen.evaluation.study import Kept, Part, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
 from datagen.students import Student
-from decoders.labels import LabelSet, without_unsure
+from decoders.labels import CATEGORY, DenseMap, Label, LabelSet, without_unsure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,9 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
     def loss(batch: StudyBatch) -> Mapping[str, Tensor]:
         labels = list(batch.labels)
         if teacher is not None and batch.weak is not None:
-            taught = student.read(teacher, batch.weak.to(material.device))
-            labels[-len(taught) :] = [_without_doubt(each, plan.sure_from) for each in taught]
+            found = student.read(teacher, batch.weak.to(material.device))
+            pairs = zip(found, labels[-len(found) :], strict=True)
+            labels[-len(found) :] = [taught(each, own, plan.sure_from) for each, own in pairs]
         return {"loss": student.loss(network, batch.pictures.to(material.device), labels)}
 
     schedule = Schedule(
@@ -108,9 +110,20 @@ def _parts(cell: Cell, plan: EvaluatePlan, material: Material) -> Sequence[Part]
     ]
 
 
-def _without_doubt(labels: LabelSet, sure_from: float) -> LabelSet:
-    """What a teacher is sure enough of, to be learned from."""
-    return {name: without_unsure(label, sure_from) for name, label in labels.items()}
+def taught(found: LabelSet, own: LabelSet, sure_from: float) -> LabelSet:
+    """What a teacher is sure enough of, to be learned from.
+
+    Void are pixels that are void in the view's own labels, such as those outside of its picture, and all maps but that
+    of the classes: of a depth a student does not say how sure it is, so that nothing would keep its first guesses out.
+    """
+    labels: dict[str, Label] = {}
+    for name, label in found.items():
+        sure, truth = without_unsure(label, sure_from), own[name]
+        assert isinstance(sure, DenseMap), "a student of objects has no teacher, or the plan is refused"
+        assert isinstance(truth, DenseMap), "a student's labels are of the kind that it learns from"
+        known = truth.valid if sure.storage.unit == CATEGORY else np.zeros_like(truth.valid)
+        labels[name] = replace(sure, valid=sure.valid & known)
+    return labels
 
 
 def _measure(network: nn.Module, plan: EvaluatePlan, material: Material, test: Kept, tick: Tick) -> dict[str, float]:

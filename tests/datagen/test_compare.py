@@ -1,17 +1,23 @@
 """`datagen compare`: distances between sets of features that are known, and between two datasets."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from datagen.evaluation.compare import Contents, compare
 from datagen.evaluation.likeness import likeness
+from datagen.evaluation.vision import VisionEmbedder, embedder_of
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco
-from datagen.files import read_json
+from datagen.files import encode_png, read_json
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, semantic_map
 from tests.datagen.made_up import TAXONOMY, image, labels
@@ -72,10 +78,30 @@ def test_contents_count_objects_by_their_share():
     np.testing.assert_allclose(contents.objects_per_picture, [0.5, 0, 0, 0.5])
 
 
-def write(folder: Path, numbers: range) -> Path:
+def test_subsets_of_few_pictures_differ():
+    assert likeness(draw(8, 0), draw(12, 1)).kid_deviation > 0
+
+
+def write(folder: Path, numbers: range, **info: Any) -> Path:
     """A dataset of made-up pictures, the same for the same number."""
     entries = (Entry(str(number), image(number), labels(number), {}) for number in numbers)
-    Coco().export(entries, TAXONOMY, folder, info={})
+    Coco().export(entries, TAXONOMY, folder, info=info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny one with random weights, as `save_pretrained` writes it."""
+    library: Any = transformers  # its annotations are narrower than what it takes
+    folder = tmp_path_factory.mktemp("dino ö")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = library.Dinov2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+        )
+        library.Dinov2Model(config).save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    library.BitImageProcessor(**sides).save_pretrained(folder)
     return folder
 
 
@@ -90,6 +116,65 @@ def test_two_datasets(pipelines: Mapping[str, Path], tmp_path: Path):
     assert sum(told["reference"]["class_shares"].values()) == pytest.approx(1)
     for line in ("8 pictures against 9 of the reference", "recall", "10.0% to all of it", TAXONOMY.names[0]):
         assert line in str(found)
+
+
+def test_a_vision_model_is_a_space(dinov2: Path, tmp_path: Path):
+    mine, theirs = write(tmp_path / "mine", range(8)), write(tmp_path / "theirs", range(5, 14))
+    found = compare(mine, theirs, model=str(dinov2), console=Console(quiet=True))
+    assert {"5", "6", "7"} <= set(found.copies)
+    assert not found.own
+    embedder = embedder_of(str(dinov2))
+    assert isinstance(embedder, VisionEmbedder)
+    features = embedder.embed(AnnotatedImage(name="0", image=image(0)))
+    assert features.shape == (16,)
+    np.testing.assert_array_equal(features, embedder.embed(AnnotatedImage(name="again", image=image(0))))
+
+
+def test_half_a_vision_model_is_refused(dinov2: Path, tmp_path: Path):
+    half, bare = tmp_path / "half", tmp_path / "bare"
+    shutil.copytree(dinov2, half)
+    weights = load_file(half / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, half / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weights, first layernorm\.weight, which would be random"):
+        VisionEmbedder(half)
+    shutil.copytree(dinov2, bare)
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"could not be loaded .*expected config\.json, preprocessor_config\.json"):
+        VisionEmbedder(bare)
+
+
+def test_the_space_of_who_drew_the_pictures_is_told(pipelines: Mapping[str, Path], dinov2: Path, tmp_path: Path):
+    own, copied = str(pipelines["sd1"]), tmp_path / "copied"
+    shutil.copytree(own, copied)
+    reference = write(tmp_path / "reference", range(8))
+    drawn = write(tmp_path / "drawn", range(8), model={"source": own, "loras": [{"source": "look.safetensors"}]})
+    quiet = Console(quiet=True)
+    for space, expected in ((own, True), (str(copied), True), (str(pipelines["sd2"]), False), (str(dinov2), False)):
+        found = compare(drawn, reference, model=space, console=quiet)
+        assert found.own == expected
+        assert ("of the model that drew the pictures, which knows its own faults least" in str(found)) == expected
+    foreign = write(tmp_path / "foreign", range(8), model={"name": "some camera"})
+    assert not compare(foreign, reference, model=own, console=quiet).own
+
+
+def test_plain_pictures_are_a_reference(dinov2: Path, tmp_path: Path):
+    mine, plain = write(tmp_path / "mine", range(8)), tmp_path / "plain ö"
+    for number in range(5, 14):
+        (plain / "sub").mkdir(parents=True, exist_ok=True)
+        (plain / "sub" / f"{number}.png").write_bytes(encode_png(image(number)))
+    found = compare(mine, plain, model=str(dinov2), to=tmp_path / "told.json", console=Console(quiet=True))
+    assert {"5", "6", "7"} <= set(found.copies)
+    told = str(found)
+    assert "8 pictures against 9 of the reference" in told
+    assert "plain pictures: no objects and classes to compare" in told
+    assert "share of labelled pixels" not in told
+    assert read_json(tmp_path / "told.json")["reference"] == {"pictures": 9}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="the reference has 0 pictures, expected at least 8"):
+        compare(mine, tmp_path / "empty", model=str(dinov2))
+    with pytest.raises(UserError, match="folder of reference pictures not found"):
+        compare(mine, tmp_path / "nowhere", model=str(dinov2))
 
 
 def test_mistakes_are_told(pipelines: Mapping[str, Path], tmp_path: Path):

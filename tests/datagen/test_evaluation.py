@@ -21,19 +21,20 @@ from datagen.adaptation.loop import advance
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation import trial
-from datagen.evaluation.apart import check_classes_agree
+from datagen.evaluation.apart import Survey, check_classes_agree, never_measured, never_shown
 from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
 from datagen.evaluation.columns import Cell, cells_of
-from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, EvaluationSummary, evaluate
+from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, TABLE_FILE, EvaluationSummary, evaluate
 from datagen.evaluation.evaluate_plan import Column, load_evaluate_plan
 from datagen.evaluation.report import Row, break_even, differences, half_width, interval, rows_of, table
 from datagen.evaluation.retrieval import Retrieval
 from datagen.evaluation.study import Kept, Part, Study, at_native_size, shown
 from datagen.files import read_image, read_json
+from datagen.fit_plan import load_fit_plan
 from datagen.model import Model
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
-from decoders.labels import semantic_ids, semantic_map
+from decoders.labels import AnnotatedImage, DenseMap, Label, Taxonomy, metric_depth, semantic_ids, semantic_map
 from decoders.references import ModelReference
 from tests.datagen.toys import environment
 
@@ -76,7 +77,7 @@ def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cells = read_json(summary.folder / RESULTS_FILE)
     assert [cell["measured"] for cell in cells] == list(summary.results.values())
     assert read_image(summary.folder / PLOT_FILE).std() > 5
-    assert "2 seeds: mean ± half of the 95 % interval over seeds" in summary.table
+    assert "2 seeds: mean ± half of the 95 % interval over seeds, which vary the student alone" in summary.table
     assert "4 - 1, as many updates on real pictures alone: " in summary.table
     assert "real pictures, learned from for as long" in summary.table
 
@@ -133,9 +134,11 @@ def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str
     real, pool = (PocketScenes(count=count, seed=seed, height=32, width=32) for count, seed in ((2, 10), (6, 8)))
     sides = {"real": (data_digest(real), real), "pool": (data_digest(pool), pool)}
     model = Model(ModelReference(source=str(pipelines["sd1"])))
-    found = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True))
+    found = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True), left_out=())
     assert set(found.nearest(2)[:2]) == {2, 3}
     assert found.nearest(1)[0] == 2
+    others = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True), left_out={2, 3})
+    assert sorted(others.nearest(2)) == [0, 1, 4, 5]
     assert sorted(found.nearest(2)) == list(range(6))
     assert len(list(tmp_path.glob("*.npy"))) == 2
     plan = write_plan(
@@ -148,6 +151,13 @@ def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str
     )
     summary = evaluated(plan)
     assert [str(row) for row in rows_of(summary.results)] == ["retrieved: 4 real + 3 retrieved, 3 updates"]
+    told = "2 of 5 pictures of `pool` are also in `real`: these are not retrieved"
+    assert told not in summary.table
+    some = evaluated(plan, "pool.seed=2")
+    assert told in some.table
+    assert told in (some.folder / TABLE_FILE).read_text()
+    with pytest.raises(UserError, match=r"3 of 5 pictures of `pool` are also in `real`, which leaves 2, expected .* 3"):
+        evaluated(plan, "pool.seed=1")
     with pytest.raises(UserError, match=r"pool: found 2 pictures, expected as many as synthetic ones, 3"):
         evaluated(plan, "pool.count=2")
     with pytest.raises(UserError, match=r"pictures of `test` are also in `pool`"):
@@ -199,6 +209,27 @@ def test_a_teacher_decides_what_is_learned(tmp_path: Path):
     plan = write_plan(tmp_path / "plan.yaml", **chosen)
     sure, unsure = evaluated(plan, "sure_from=0.0"), evaluated(plan, "sure_from=1.0")
     assert list(sure.results.values()) != list(unsure.results.values())
+
+
+def test_a_teacher_labels_classes_that_it_is_sure_of_inside_the_picture():
+    ids, confidence = np.array([[1, 2, 2]], np.uint8), np.array([[0.9, 0.9, 0.4]], np.float32)
+    near = metric_depth(np.ones((1, 3), np.float32))
+    own = {"semantic": semantic_map(np.array([[0, 1, 1]], np.uint8)), "depth": near}
+    found = {"semantic": semantic_map(ids, confidence), "depth": near}
+    labels = trial.taught(found, own, 0.5)
+    assert semantic_ids(labels).tolist() == [[0, 2, 0]], "the border, what is sure, what is not"
+    depth = labels["depth"]
+    assert isinstance(depth, DenseMap)
+    assert not depth.valid.any(), "of depth it says no doubt"
+
+
+def test_objects_have_no_teacher(tmp_path: Path):
+    objects = {"student": {"kind": "detector"}, "real_counts": None}
+    plan = load_evaluate_plan(write_plan(tmp_path / "plan.yaml", **objects))
+    assert plan.columns == ("real", "real_long", "synthetic", "both")
+    with pytest.raises(UserError, match=r"columns: found `teacher` with the student `detector`, expected .*leave"):
+        load_evaluate_plan(write_plan(tmp_path / "plan.yaml", **objects, columns=["both", "teacher"]))
+    assert "teacher" in load_evaluate_plan(write_plan(tmp_path / "plan.yaml")).columns
 
 
 @pytest.mark.parametrize(
@@ -253,12 +284,58 @@ def test_a_label_that_is_not_there_is_told():
         kept[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "message"),
+    [
+        ("depth", None, r"2 of 2 pictures of `test` have no label 'depth', labels there are: instances, .*; take"),
+        ("semantic", semantic_map(np.zeros((32, 48), np.uint8)), r"no picture of `test` has anything to measure 'sem"),
+    ],
+)
+def test_what_a_test_lacks_is_told_before_anybody_learns(
+    name: str, label: Label | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    load = PocketScenes.load
+    tested = PocketScenes(split="test", count=2).names
+
+    def changed(self: PocketScenes, picture: str) -> AnnotatedImage:
+        loaded = load(self, picture)
+        labels = {other: value for other, value in loaded.labels.items() if other != name}
+        labels |= {} if label is None else {name: label}
+        return replace(loaded, labels=labels) if picture in tested else loaded
+
+    monkeypatch.setattr(PocketScenes, "load", changed)
+    monkeypatch.setattr(trial, "run", lambda *_, **__: pytest.fail("somebody has learned"))
+    student = {"kind": "segmenter", "encoder": "tu-mobilenetv3_small_050", "depth_weight": 0.5}
+    with pytest.raises(UserError, match=message):
+        evaluated(write_plan(tmp_path / "plan.yaml", student=student))
+
+
+def test_classes_that_nobody_shows_are_told():
+    def seen(*classes: int) -> Survey:
+        return Survey(digest="", hashes={}, labels={}, shown={"semantic": frozenset(classes), "depth": frozenset()})
+
+    taxonomy = Taxonomy(names=("sky", "road", "car"), is_thing=(False, False, True), colors=((0, 0, 0),) * 3)
+    tests, learned = {"test": seen(1, 2)}, {"real": seen(1, 2), "synthetic": seen(2, 3)}
+    assert list(never_shown(tests, learned, taxonomy)) == [
+        "`synthetic` never shows sky, but `test` does: who learns from it alone cannot know them"
+    ]
+    assert list(never_measured(tests, "semantic miou", taxonomy)) == [
+        "no picture of `test` shows car: its semantic miou says nothing of these classes"
+    ]
+    assert not list(never_measured(tests, "depth absrel", taxonomy))
+    objects = {"test": replace(tests["test"], shown={"instances": frozenset({3})})}
+    assert not list(never_measured(objects, "instances ap", taxonomy)), "sky cannot be counted"
+
+
 def test_the_config_to_copy_is_sound():
     plan = load_evaluate_plan(Path(__file__).parents[2] / "configs/evaluate.yaml")
     assert plan.test.values()["split"] == "test"
     assert plan.real.values()["split"] == "few_shot"
     assert plan.mixed_updates is not None
     assert plan.mixed_updates > plan.updates, "what real_long is there for"
+    assert plan.real_counts == (load_fit_plan(Path("configs/pocket_reader.yaml")).data.values()["count"],)
+    cells = list(cells_of(plan, real=plan.real.values()["count"], synthetic=1))
+    assert {cell.real for cell in cells if cell.column == "real_long"} == {50, 100, 200, 400}, "a curve"
 
 
 @st.composite
@@ -327,6 +404,22 @@ def test_intervals():
     assert differences(row("both", 2, [0.5, 0.7], 3), row("real", 2, [0.4, 0.4]), "miou") == pytest.approx([0.1, 0.3])
 
 
+def test_synthetic_pictures_are_held_against_others_in_their_place():
+    rows = [
+        Cell(column="both", real=2, synthetic=3, updates=1, seed=0),
+        Cell(column="teacher", real=2, synthetic=3, updates=1, seed=0),
+        Cell(column="retrieved", real=2, synthetic=0, retrieved=3, updates=1, seed=0),
+        Cell(column="teacher", real=2, synthetic=3, updates=2, seed=0),
+        Cell(column="both", real=4, synthetic=3, updates=1, seed=0),
+    ]
+    told = table({cell: {"miou": 0.5 - number / 10} for number, cell in enumerate(rows)}, ["miou"])
+    assert "1, 2, 3, 4, 5: no break-even count, which needs real pictures alone at two counts" in told
+    assert "name more in `curve_counts`" in told
+    assert "1 - 2, the same pictures with labels of a teacher: +0.100" in told
+    assert "1 - 3, as many retrieved pictures in their place: +0.200" in told
+    assert not any(wrong in told for wrong in ("1 - 4", "5 - ")), "of other updates, of other real pictures"
+
+
 def test_a_figure_that_some_cells_lack_is_left_out_of_those():
     cells = [Cell(column="real", real=2, synthetic=0, updates=1, seed=seed) for seed in (0, 1)]
     told = table({cells[0]: {"miou": 0.5, "iou/car": 0.25}, cells[1]: {"miou": 0.5}}, ["miou"])
@@ -344,6 +437,31 @@ def test_cells_come_seed_by_seed(tmp_path: Path):
         (4, 3, 3),
     }
     assert plan.test.values()["height"] == 32, "what test leaves out is as in real"
+
+
+@pytest.mark.parametrize(
+    ("columns", "mixed_updates", "expected"),
+    [
+        (["real", "real_long", "both"], 3, [("real_long", 1), ("real_long", 3)]),  # 2 is there already
+        (["real", "both"], 3, [("real_long", 1), ("real_long", 2), ("real_long", 3)]),
+        (["real", "both"], None, [("real", 1), ("real", 3)]),
+        (["both"], None, [("real", 1), ("real", 2), ("real", 3)]),
+    ],
+)
+def test_a_curve_of_real_pictures_alone(
+    columns: list[str], mixed_updates: int | None, expected: list[tuple[str, int]], tmp_path: Path
+):
+    chosen = {"columns": columns, "real_counts": [2], "seeds": [0], "mixed_updates": mixed_updates}
+    plan = load_evaluate_plan(write_plan(tmp_path / "plan.yaml", **chosen, curve_counts=[1, 2, 3]))
+    cells = list(cells_of(plan, real=4, synthetic=3))
+    mixed = plan.mixed_updates or plan.updates
+    assert [(cell.column, cell.real) for cell in cells[len(columns) :]] == expected
+    assert {cell.updates for cell in cells[len(columns) :]} == {mixed}
+    told = table({cell: {"miou": cell.real / 10 + cell.synthetic / 20} for cell in cells}, ["miou"])
+    both = columns.index("both") + 1
+    assert f"{both} is worth more than 3 real pictures, learned from for as long" in told
+    with pytest.raises(UserError, match=r"curve_counts: found 3, but there are 2 pictures"):
+        list(cells_of(plan, real=2, synthetic=3))
 
 
 @pytest.fixture

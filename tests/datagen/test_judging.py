@@ -1,5 +1,6 @@
 """Somebody who had no part in a run says what is in its pictures."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,8 @@ from datagen import cli
 from datagen.audit import audit
 from datagen.fitting import fit_from_plan
 from datagen.judging import Judge, open_judge
+from datagen.plan import part_identity
+from datagen.plugins import choose_part
 from datagen.readers import read_manifest
 from datagen.records import Guide, Recipe, Sample, Verdict
 from datagen.runs import Run, claim, open_run
@@ -87,10 +90,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory, pipelines: Mapping[str, Pat
     return fit_from_plan(plan, None, ["fit.updates=2", "fit.evaluations=1"], Console(quiet=True)).reader
 
 
-def run_of(folder: Path, reader: Path, plan: Mapping[str, Any]) -> Path:
+def run_of(folder: Path, reader: Path, plan: Mapping[str, Any], identity: Mapping[str, Any] | None = None) -> Path:
     """A run of one picture with the classes of the reader."""
     taxonomy = read_manifest(reader).taxonomy
-    run = claim(Run(folder=folder, plan={"target": 1, **plan}, identity={}, taxonomy=taxonomy, versions={}))
+    run = claim(Run(folder=folder, plan={"target": 1, **plan}, identity=identity or {}, taxonomy=taxonomy, versions={}))
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     labels = {"semantic": semantic_map(np.ones((48, 64), np.uint8))}
     recipe = Recipe(id="00000000", prompt="", seed=0, wanted=(taxonomy.names[0],))
@@ -99,7 +102,8 @@ def run_of(folder: Path, reader: Path, plan: Mapping[str, Any]) -> Path:
 
 
 def test_a_judge_looks_at_the_pictures_of_a_run(reader: Path, tmp_path: Path):
-    run = run_of(tmp_path / "run ü", reader, {"labeller": {"kind": "decoded", "reader": "moved/away"}})
+    labeller = {"kind": "decoded", "reader": "moved/away"}
+    run = run_of(tmp_path / "run ü", reader, {"labeller": labeller}, {"labeller": {"digest": "of another reader"}})
     told = CliRunner().invoke(cli.app, ["audit", str(run), "--judge", str(reader)])
     assert told.exit_code == 0, told.output
     assert "judges the accepted pictures, which it had no part in" in told.output
@@ -116,6 +120,26 @@ def test_who_made_or_filtered_a_run_cannot_judge_it(place: str, reader: Path, tm
     run = run_of(tmp_path / "run", reader, {place: part if place == "labeller" else [part]})
     with pytest.raises(UserError, match=r"is the reader of the run itself \(plan\.\w+.*reader\): whoever made or filt"):
         audit(run, judge=reader)
+
+
+@pytest.mark.parametrize(
+    "labeller",
+    [
+        {"kind": "decoded", "reader": "moved/away", "coverage": 0.9},
+        {"kind": "inherited", "reader": "moved/away", "void_below": 0.5},
+    ],
+    ids=lambda labeller: labeller["kind"],
+)
+def test_the_reader_of_a_run_is_known_wherever_it_lies(labeller: dict[str, Any], reader: Path, tmp_path: Path):
+    here = choose_part("labellers", {**labeller, "reader": str(reader)}, at="labeller")
+    built = here.build(taxonomy=read_manifest(reader).taxonomy)
+    run = run_of(tmp_path / "run", reader, {"labeller": labeller}, {"labeller": part_identity(here, built)})
+    with pytest.raises(UserError, match=r"is the reader of the run itself \(plan\.labeller\.reader\)"):
+        open_judge(reader, open_run(run))
+    other = run_of(tmp_path / "other", reader, {"labeller": {**labeller, "kind": "uninstalled"}})
+    told = str(open_judge(reader, open_run(other)))
+    assert re.search(r"; whether it is .*away \(plan\.labeller\.reader\) of the run cannot be told, as no reader", told)
+    assert "which it had no part in" not in told
 
 
 def test_a_judge_of_other_classes_is_refused(reader: Path, tmp_path: Path):
