@@ -37,7 +37,13 @@ def choose(values: Any, group: Group = "filters", at: str = "filters.0") -> Any:
 def test_a_kind_is_a_file_and_its_class():
     part = choose_part("filters", {"kind": "confidence", "minimum": 0.25}, at="filters.0")
     assert part.factory is Confidence
-    assert part.to_json() == {"kind": "confidence", "minimum": 0.25, "sure_from": 0.5, "minimum_sure": 0.0}
+    assert part.to_json() == {
+        "kind": "confidence",
+        "label": None,
+        "minimum": 0.25,
+        "sure_from": 0.5,
+        "minimum_sure": 0.0,
+    }
     assert isinstance(part.build(), Confidence)
 
 
@@ -59,7 +65,7 @@ def test_every_group_lists_its_kinds():
         ({"kind": "zzz"}, "filters.0.kind: unknown kind 'zzz'; known kinds: agreement, class_coverage, confidence"),
         (
             {"kind": "confidence", "minimun": 0.5},
-            "filters.0.minimun: unknown key; did you mean 'minimum'? known keys: kind, minimum, minimum_sure, sure",
+            "filters.0.minimun: unknown key; did you mean 'minimum'? known keys: kind, label, minimum, minimum_sure",
         ),
         ({"kind": "confidence", "minimum": "high"}, "filters.0.minimum: found 'high', expected a valid number"),
         ({"kind": "confidence", "minimum": True}, "filters.0.minimum: found True, expected a valid number"),
