@@ -362,7 +362,10 @@ def main() -> int:
         scale = replace(scale, seeds=tuple(chosen.seeds))
     committed = known().get(chosen.scale, {})
     if chosen.again and (missing := [name for name in claims if name not in committed]):
-        parser.error(f"nothing is committed of {', '.join(missing)}; measure without --again first")
+        if chosen.claims or not committed:
+            parser.error(f"nothing is committed of {', '.join(missing)}; measure without --again first")
+        print(f"left out, as nothing is committed of it yet: {', '.join(missing)}")
+        claims = [name for name in claims if name in committed]
     home = cache_folder() / "benchmarks/worth" / chosen.scale
     fine = True
     with tempfile.TemporaryDirectory() as anew:
