@@ -25,6 +25,8 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
     yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew."
     yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came."
+    yield "`full` measures the claims. `quick` are toys, with which `make benchmark` tells whether a machine gives what"
+    yield "others gave: a few dozen synthetic pictures and 150 updates say nothing of what more are worth."
     for scale, claims in sorted(results.items()):
         for name in (name for name in CLAIMS if name in claims):
             found = claims[name]
