@@ -132,7 +132,7 @@ def datasetdm(count: int) -> Claim:
                 **_studied(scale, home, count),
                 "student.depth_weight": 0.5,
                 "columns": scale.columns,
-                "real.count": max(count, *scale.curve, 0),
+                "real.count": max((count, *scale.curve)),
                 "curve_counts": [more for more in scale.curve if more > count],
             },
         )

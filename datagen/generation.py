@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from datagen.datasets.coco import ANNOTATIONS
 from datagen.factory import Factory
 from datagen.files import json_bytes, read_json, write_json
 from datagen.interruption import stop_signals
@@ -161,7 +162,7 @@ def _says(file: Path, note: Mapping[str, str]) -> bool:
 
 def _validate(dataset: Path) -> None:
     """Read a dataset back, if it is of the form that can be."""
-    if (dataset / "annotations" / "instances.json").exists():
+    if (dataset / ANNOTATIONS).exists():
         from datagen.validation import validate
 
         validate(dataset).require_sound()

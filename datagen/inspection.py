@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from rich.console import Console
 
 from datagen.datasets import BACKGROUND, AnnotatedImages
-from datagen.datasets.coco import Coco
+from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.exporters import Entry
 from datagen.files import encode_png
 from datagen.meter import Counted, meter
@@ -227,9 +227,9 @@ def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, Anno
         UserError: it is neither, or its settings are wrong.
     """
     if path.is_dir():
-        if not (path / "annotations/instances.json").is_file():
+        if not (path / ANNOTATIONS).is_file():
             raise UserError(
-                f"{path} holds no annotations/instances.json; give a COCO dataset of ours, or a plan whose `data:` "
+                f"{path} holds no {ANNOTATIONS}; give a COCO dataset of ours, or a plan whose `data:` "
                 "says how your own files are laid out"
             )
         return {"data": Coco(root=path)}

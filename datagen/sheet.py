@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from datagen.datasets.coco import Coco
+from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.exporters import Entry
 from datagen.files import encode_png
 from datagen.palette import palette
@@ -44,12 +44,12 @@ def contact_sheet(folder: Path, *, to: Path, count: int = 16) -> None:
     if (folder / "plan.yaml").is_file():
         run = open_run(folder)
         entries, taxonomy = list(_of_run(run, count)), run.taxonomy
-    elif (folder / "annotations/instances.json").is_file():
+    elif (folder / ANNOTATIONS).is_file():
         dataset = Coco(root=folder)
         entries, taxonomy = list(_of_dataset(dataset, count)), dataset.taxonomy
     else:
         raise UserError(
-            f"{folder} is neither a run (plan.yaml) nor a dataset (annotations/instances.json); give the folder that "
+            f"{folder} is neither a run (plan.yaml) nor a dataset ({ANNOTATIONS}); give the folder that "
             "`datagen generate`, `label` or `export` wrote"
         )
     write_atomic(to, encode_png(draw_sheet(entries, taxonomy)))

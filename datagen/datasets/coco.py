@@ -35,6 +35,9 @@ from decoders.labels import (
     semantic_map,
 )
 
+ANNOTATIONS = "annotations/instances.json"
+"""The file by which a folder is a COCO dataset of ours."""
+
 
 class Coco(AnnotatedImages):
     """Objects (`instances`) and their union (`semantic`), in which smaller ones lie on top and crowds are void.
@@ -46,7 +49,7 @@ class Coco(AnnotatedImages):
         self,
         *,
         root: Path,
-        annotations: str = "annotations/instances.json",
+        annotations: str = ANNOTATIONS,
         images: str = "images",
         unmarked: Literal["background", "void"] = BACKGROUND,
         colors: Mapping[str, tuple[int, int, int]] | None = None,

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datagen.coco_format import read_coco
 from datagen.datasets import AnnotatedImages, list_images
-from datagen.datasets.coco import Coco
+from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.evaluation.apart import check_classes_agree
 from datagen.files import read_image, write_json
 from datagen.meter import Tick, meter
@@ -30,7 +30,6 @@ LEAST = 8
 _AREAS = (0.001, 0.01, 0.1)
 """Objects are counted by their share of the picture: up to these, and above."""
 _NAMED = 5
-_ANNOTATIONS = "annotations/instances.json"
 _BLIND = "knows its own faults least; name another one with --model, such as a folder of DINOv2"
 
 
@@ -158,7 +157,7 @@ def compare(
     """
     _check_installed()
     mine = Coco(root=dataset)
-    labelled = (reference.expanduser() / _ANNOTATIONS).exists()
+    labelled = (reference.expanduser() / ANNOTATIONS).exists()
     theirs = Coco(root=reference) if labelled else PlainPictures(reference.expanduser(), mine.taxonomy)
     sides: dict[str, AnnotatedImages] = {"dataset": mine, "reference": theirs}
     check_classes_agree(sides["reference"], {"dataset": sides["dataset"]}, by="reference")
@@ -183,7 +182,7 @@ def compare(
         found=found,
         reference=expected,
         labelled=labelled,
-        own=_drew(model, dataset.expanduser() / _ANNOTATIONS),
+        own=_drew(model, dataset.expanduser() / ANNOTATIONS),
     )
     if to is not None:
         write_json(to, comparison.to_json())
