@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -22,23 +22,63 @@ def hits(
     found: InstanceSet, truth: InstanceSet, *, iou: float = 0.5
 ) -> tuple[Bool[np.ndarray, " found"], Bool[np.ndarray, " found"]]:
     """Which found objects are right, the surest choosing first; and which count, as crowds and empty masks do not."""
-    right = np.zeros(len(found.masks), bool)
     counted = np.asarray(found.masks.any(axis=(1, 2)))
     if not len(found.masks) or not len(truth.masks):
-        return right, counted
+        return np.zeros(len(found.masks), bool), counted
     ours, theirs = (label.masks.reshape(len(label.masks), -1).astype(np.float32) for label in (found, truth))
     shared = ours @ theirs.T
     areas = ours.sum(axis=1, keepdims=True)
     union = np.where(truth.is_crowd, areas, areas + theirs.sum(axis=1) - shared)  # as COCO compares with crowds
     overlap = np.where(found.category_ids[:, None] == truth.category_ids, shared / np.maximum(union, 1), 0.0)
-    free = np.ones(len(truth.masks), bool)
-    for index in np.argsort(-found.scores, kind="stable"):
-        best = int(np.where(free & ~truth.is_crowd, overlap[index], -1).argmax())
-        if free[best] and not truth.is_crowd[best] and overlap[index, best] >= iou:
-            right[index], free[best] = True, False
-        elif (overlap[index, truth.is_crowd] >= iou).any():
-            counted[index] = False
-    return right, counted
+    chosen, excused = _choose(found.scores, overlap, excusing=truth.is_crowd, least=iou)
+    return chosen >= 0, counted & ~excused
+
+
+def keypoint_hits(
+    found: InstanceSet, truth: InstanceSet, taxonomy: Taxonomy, *, similarity: float = 0.5
+) -> tuple[Int64[np.ndarray, " found"], Bool[np.ndarray, " found"]]:
+    """Number of the true object whose keypoints each found object has, by COCO's similarity (OKS), -1 for none; and
+    which count, as other classes, crowds and objects whose points nobody gave do not.
+    """
+    assert taxonomy.skeleton is not None, "whoever has keypoints has a skeleton"
+    counted = found.category_ids == taxonomy.jointed
+    if found.keypoints_px is None or truth.keypoints_px is None or not len(found.masks) or not len(truth.masks):
+        return np.full(len(found.masks), -1, np.int64), counted
+    distance = np.square(found.keypoints_px[:, None, :, :2] - truth.keypoints_px[None, :, :, :2]).sum(axis=3)
+    area = truth.masks.sum(axis=(1, 2))[None, :, None]
+    near = np.exp(-distance / (2 * np.square(2 * np.array(taxonomy.skeleton.sigmas)) * np.maximum(area, 1)))
+    given = truth.keypoints_px[..., 2] > 0
+    alike = (near * given).sum(axis=2) / np.maximum(given.sum(axis=1), 1)
+    # Whose points nobody gave is compared by its mask, as a crowd is.
+    untold = truth.is_crowd | ~given.any(axis=1)
+    inside = np.einsum("fyx,tyx->ft", found.masks, truth.masks, dtype=np.float32)
+    inside /= np.maximum(found.masks.sum(axis=(1, 2)), 1)[:, None]
+    alike = np.where(untold, inside, alike)
+    alike = np.where(counted[:, None] & (truth.category_ids == taxonomy.jointed), alike, 0.0)
+    chosen, excused = _choose(found.scores, alike, excusing=untold, least=similarity)
+    return chosen, counted & ~excused
+
+
+def _choose(
+    scores: Float[np.ndarray, " found"],
+    alike: Float[np.ndarray, "found true"],
+    *,
+    excusing: Bool[np.ndarray, " true"],
+    least: float,
+) -> tuple[Int64[np.ndarray, " found"], Bool[np.ndarray, " found"]]:
+    """The free true object most like each found one, the surest choosing first, -1 for none; and who chose nothing,
+    but is like one of the true that excuse it.
+    """
+    chosen = np.full(len(scores), -1, np.int64)
+    excused = np.zeros(len(scores), bool)
+    free = ~excusing
+    for index in np.argsort(-scores, kind="stable"):
+        best = int(np.where(free, alike[index], -1).argmax())
+        if free[best] and alike[index, best] >= least:
+            chosen[index], free[best] = best, False
+        elif (alike[index, excusing] >= least).any():
+            excused[index] = True
+    return chosen, excused
 
 
 class AveragePrecision:
@@ -93,20 +133,31 @@ class ObjectKeypointSimilarity:
     Objects none of whose points are given, and crowds, count neither for nor against.
     """
 
-    reliability = None
-
     def __init__(self, taxonomy: Taxonomy) -> None:
         if taxonomy.skeleton is None:
             raise UserError("keypoints cannot be scored: no class of the taxonomy has any")
+        self._taxonomy = taxonomy
         self._class = taxonomy.jointed
         self._sigmas = taxonomy.skeleton.sigmas
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
         self._images: list[dict[str, int]] = []
+        self._told = self._told_right = 0
+        self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         if not isinstance(found, InstanceSet) or not isinstance(truth, InstanceSet):
             raise UserError("keypoints can only be scored on objects; give instances with their keypoints")
+        chosen, counted = keypoint_hits(found, truth, self._taxonomy)
+        self.reliability.add(found.scores[counted], chosen[counted] >= 0)
+        right = chosen >= 0
+        if right.any():
+            assert found.keypoints_px is not None
+            assert truth.keypoints_px is not None
+            ours, theirs = found.keypoints_px[right, :, 2], truth.keypoints_px[chosen[right], :, 2]
+            both = (ours > 0) & (theirs > 0)
+            self._told += int(both.sum())
+            self._told_right += int((both & (ours == theirs)).sum())
         self._images.append({"id": len(self._images) + 1})
         for entries, objects in ((self._truth, truth), (self._found, found)):
             if objects.keypoints_px is None:
@@ -119,15 +170,23 @@ class ObjectKeypointSimilarity:
                 entries.append(entry)
 
     def result(self) -> dict[str, float]:
-        """`oks_ap` (similarity 0.50 to 0.95) and `oks_ap50`."""
+        """`oks_ap` (similarity 0.50 to 0.95), `oks_ap50`, the calibration error `ece` of the scores (right is a
+        similarity of 0.50) and, of the points that such objects share with the truth, `visibility_accuracy`: the share
+        that is rightly called seen or hidden.
+        """
         if not any(entry["num_keypoints"] for entry in self._truth):
             return {}
         if not self._found:
-            return {"oks_ap": 0.0, "oks_ap50": 0.0}
+            return {"oks_ap": 0.0, "oks_ap50": 0.0, "ece": 0.0}
         precision = average_precision(
             self._truth, self._found, images=self._images, categories=[self._class], sigmas=self._sigmas
         )
-        return {"oks_ap": float(precision.mean()), "oks_ap50": float(precision[0].mean())}
+        return {
+            "oks_ap": float(precision.mean()),
+            "oks_ap50": float(precision[0].mean()),
+            "ece": self.reliability.expected_calibration_error,
+            **({"visibility_accuracy": self._told_right / self._told} if self._told else {}),
+        }
 
     @property
     def merit(self) -> float:

@@ -1,13 +1,17 @@
 """Whether confidence means what it says: of the answers given with 0.8, four in five should be right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 _BINS = 15
+_LEAST = 1e-4
+"""A score has a logit from here to 1 less that."""
 _SLOTS = 20 * _BINS
 
 
@@ -90,22 +94,34 @@ def truthful_factor(confidence: Callable[[float], Float[Tensor, " answers"]], ri
     return best_factor(surprise)
 
 
+def through_sigmoid(scores: Float[Tensor, "*scores"], sigmoid: Float[Tensor, "2"]) -> Float[Tensor, "*scores"]:
+    """Scores 0..1 whose logits are scaled and shifted, as `fit_sigmoid` finds it."""
+    scale, shift = sigmoid
+    return (scores.clamp(_LEAST, 1 - _LEAST).logit() * scale + shift).sigmoid()
+
+
 def fit_sigmoid(
-    scores: Float[np.ndarray, " answers"], right: Bool[np.ndarray, " answers"], *, prior: float = 1.0
+    answers: Sequence[tuple[Float[np.ndarray, " answers"], Bool[np.ndarray, " answers"]]], *, prior: float = 1.0
 ) -> tuple[float, float]:
     """Scale and shift of the scores' logits under which they say how often answers are right (Platt, 1999).
 
     Args:
-        scores: strictly between 0 and 1.
+        answers: scores 0..1 and whether each was right, picture by picture; without any, scores stay as they are.
         prior: how strongly scale 1 and shift 0 are preferred: with few answers little changes.
     """
-    logits = np.log(scores / (1 - scores)).astype(np.float64)
+    if not answers:
+        return 1.0, 0.0
+    scores, right = (np.concatenate(part) for part in zip(*answers, strict=True))
+    scores = scores.astype(np.float64).clip(_LEAST, 1 - _LEAST)
+    logits = np.log(scores / (1 - scores))
     columns = np.stack([logits, np.ones_like(logits)], axis=1)
     start = np.array([1.0, 0.0])
-    found = start.copy()
-    for _ in range(25):  # Newton's method on a convex loss
-        chance = 1 / (1 + np.exp(-columns @ found))
-        slope = columns.T @ (chance - right) + prior * (found - start)
-        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + prior * np.eye(2)
-        found = found - np.linalg.solve(curvature, slope)
-    return max(float(found[0]), 0.05), float(found[1])  # never turned round: the order of the scores stays
+
+    def surprise(sigmoid: Float[np.ndarray, "2"]) -> tuple[float, Float[np.ndarray, "2"]]:
+        said, away = columns @ sigmoid, sigmoid - start
+        loss = np.logaddexp(0, said).sum() - said @ right + prior / 2 * (away @ away)
+        return float(loss), columns.T @ (expit(said) - right) + prior * away
+
+    # Never turned round: the order of the scores stays.
+    scale, shift = minimize(surprise, start, jac=True, method="L-BFGS-B", bounds=[(0.05, None), (None, None)]).x
+    return float(scale), float(shift)

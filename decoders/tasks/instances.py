@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decoders.average_precision import AveragePrecision, hits
-from decoders.calibration import fit_sigmoid
+from decoders.calibration import fit_sigmoid, through_sigmoid
 from decoders.decoder import Trunk, TrunkFeatures, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
@@ -224,18 +224,14 @@ class Instances(Task[Objects]):
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Objects, Label]]) -> None:
         """Platt scaling of the scores."""
-        scores: list[np.ndarray] = []
-        rights: list[np.ndarray] = []
+        answers: list[tuple[np.ndarray, np.ndarray]] = []
         self.score_sigmoid.copy_(torch.tensor([1.0, 0.0]))
         for output, label in pairs:
             truth = _objects(label)
             for found in self._read(output, (truth.masks.shape[1], truth.masks.shape[2]), minimum_score=_TUNED_FROM):
                 right, counted = hits(found, truth)
-                scores.append(found.scores[counted])
-                rights.append(right[counted])
-        found_scores = np.concatenate(scores).clip(1e-4, 1 - 1e-4)
-        if len(found_scores):
-            self.score_sigmoid.copy_(torch.tensor(fit_sigmoid(found_scores, np.concatenate(rights))))
+                answers.append((found.scores[counted], right[counted]))
+        self.score_sigmoid.copy_(torch.tensor(fit_sigmoid(answers)))
 
     @torch.no_grad()
     def read(self, output: Objects, size: Size) -> list[Label]:
@@ -258,8 +254,7 @@ class Instances(Task[Objects]):
         certainty, kinds = classes.softmax(1)[:, :-1].max(1)
         masks = logits > 0
         inside = (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
-        scale, shift = self.score_sigmoid
-        scores = ((certainty * inside).clamp(1e-4, 1 - 1e-4).logit() * scale + shift).sigmoid()
+        scores = through_sigmoid(certainty * inside, self.score_sigmoid)
         kept = torch.nonzero((scores >= minimum_score) & masks.any(2).any(1))[:, 0]
         kept = kept[scores[kept].argsort(descending=True, stable=True)]
         alone = masks[kept]

@@ -2,6 +2,8 @@
 
 A point belongs to the object on whose mask, or right beside it, its heat is greatest. The masks are those of the task
 instances where it is read too; alone, the connected parts of what this task takes for the class with points.
+
+Whether a point is seen or hidden is learned, too, unless the annotations follow the masks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from decoders.average_precision import ObjectKeypointSimilarity
+from decoders.average_precision import ObjectKeypointSimilarity, keypoint_hits
+from decoders.calibration import fit_sigmoid, through_sigmoid
 from decoders.decoder import Residual, Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
@@ -30,6 +33,14 @@ _HEAT_SIDE = 128
 """Heat is kept at full size, or where both sides are longer than twice this, at a half, a quarter ..."""
 _POINTLESS, _CROWD = 2, 255
 """Of the last plane of a target: an object whose points nobody gave; several objects that nobody separated."""
+_HIDDEN, _SEEN = 1, 2
+"""Of the planes of visibility, near a point; 0 elsewhere."""
+_AGAINST_MASK = 2
+"""More than those, where the mask says otherwise: hidden on it, seen beside it."""
+_NEAR = 2.5
+"""Cells around a point that say whether it is seen, about as far as its heat's top may be misplaced."""
+_MASK_SAYS = 0.9
+"""Share of the points from which on the mask is believed: more than can be learned from a few pictures."""
 _SMALLEST_PX = 20
 _REACH = 0.1
 """Of an object's height: how far outside its mask its points are looked for."""
@@ -37,13 +48,20 @@ _ndimage = cast(Any, ndimage)
 
 
 class Keypoints(Task[Tensor]):
-    """The points of the taxonomy's skeleton: a point is seen where it lies on the object's mask, else hidden.
+    """The points of the taxonomy's skeleton, each seen or hidden.
 
-    The score of an object found alone is the mean probability of its pixels times that of its points.
+    Where nine in ten annotated points are seen on the object's mask and hidden beside it, that is the rule; else
+    visibility is what was learned. The score of an object found alone is the mean probability of its pixels times that
+    of its points, through the sigmoid that fits held-out pictures best: how likely its points are right (OKS of 0.5).
     """
 
     learns_from = "instances"
     adds_to = "instances"
+
+    score_sigmoid: Tensor
+    """Scale and shift of the scores' logits."""
+    mask_says: Tensor
+    """Whether a point is seen exactly where it lies on its object's mask."""
 
     def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, minimum_confidence: float = 0.25) -> None:
         """Options.
@@ -64,27 +82,40 @@ class Keypoints(Task[Tensor]):
         self.skeleton = taxonomy.skeleton
         self.minimum_confidence = minimum_confidence
         self.refine = Residual(trunk.fine_channels)
-        self.head = TwoScaleHead(trunk, len(taxonomy.skeleton.points) + 1)
+        self.head = TwoScaleHead(trunk, 2 * len(taxonomy.skeleton.points) + 1)
+        self.register_buffer("score_sigmoid", torch.tensor([1.0, 0.0]))
+        self.register_buffer("mask_says", torch.tensor(True))
 
     @torch.no_grad()
     def calibrate(self, targets: Iterable[UInt8[Tensor, "planes height width"]]) -> None:
-        """Begin where every plane says its mean: almost everywhere there is no point."""
-        means = [_truth(target[None])[0].mean((2, 3))[0] for target in targets]
-        mean = torch.stack(means).mean(0)
-        if not mean[:-1].any():
+        """Begin where every plane says its mean: almost everywhere there is no point. Find out what the masks say."""
+        planes = 2 * len(self.skeleton.points) + 1
+        said, counted = torch.zeros(planes), torch.zeros(planes)
+        marked = against = 0
+        for target in targets:
+            truth, known = _truth(target[None])
+            said += (truth * known).sum((0, 2, 3))
+            counted += known.sum((0, 2, 3))
+            visibility = target[len(self.skeleton.points) : -1]
+            marked += int((visibility > 0).sum())
+            against += int((visibility > _AGAINST_MASK).sum())
+        if not marked:
             raise UserError("no picture has a keypoint to learn from; give keypoints, or leave out the task keypoints")
+        self.mask_says.fill_(against <= (1 - _MASK_SAYS) * marked)
         assert self.head.fine.bias is not None, "it is built with one"
-        self.head.fine.bias.copy_(mean.clamp(1e-4, 1 - 1e-4).logit())
+        self.head.fine.bias.copy_((said / counted.clamp_min(1)).clamp(1e-4, 1 - 1e-4).logit())
 
     def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch planes rows columns"]:
-        """Logits of each point's heat, and last of the class with points, at the size of the target."""
+        """Logits of each point's heat, of each being seen, and of the class with points, at the size of the target."""
         fine = replace(features, fine=self.refine(features.fine))
         logits = self.head(fine)
         factor = coarsening(logits.shape[-2:], _HEAT_SIDE)
         return logits if factor == 1 else functional.avg_pool2d(logits, factor, ceil_mode=True)
 
     def target(self, label: Label) -> UInt8[Tensor, "planes rows columns"]:
-        """Heat of each point, 255 at its place; and last where objects are: 1, 2 without points, 255 a crowd."""
+        """Heat of each point, 255 at its place; near each, whether it is hidden (1, 3 on its object's mask) or seen (2,
+        4 beside the mask); and last where objects are: 1, 2 without points, 255 a crowd.
+        """
         objects = _objects(label)
         points = objects.keypoints_px
         if points is None:
@@ -103,22 +134,40 @@ class Keypoints(Task[Tensor]):
         given = (points[..., 2] > 0).any(axis=1)
         for value, chosen in ((1, given), (_POINTLESS, ~given), (_CROWD, objects.is_crowd)):
             where[masks[mine & chosen].any(axis=0)] = value
-        planes = [*_draw_heat(resize_points(points[mine & ~objects.is_crowd], native, size), size), where]
+        single = mine & ~objects.is_crowd
+        points, on_mask = resize_points(points[single], native, size), _on_masks(points[single], objects.masks[single])
+        planes = [*_draw_heat(points, size), *_draw_visibility(points, on_mask, size), where]
         return torch.from_numpy(np.stack(planes))
 
     def loss(
         self, output: Float[Tensor, "batch planes rows columns"], target: UInt8[Tensor, "batch planes rows columns"]
     ) -> Float[Tensor, ""]:
-        """Quality focal loss (arXiv 2006.04388, equation 3) of the heat, cross-entropy of the class."""
+        """Quality focal loss (arXiv 2006.04388, equation 3) of the heat, cross-entropy of visibility and class."""
         truth, known = _truth(target)
         entropy = functional.binary_cross_entropy_with_logits(output, truth.to(output.dtype), reduction="none") * known
-        miss = (truth - output.sigmoid())[:, :-1].square()
+        points = len(self.skeleton.points)
+        miss = (truth - output.sigmoid())[:, :points].square()
         # By the heat there is, not by the points: a loss fourteen times that of the other tasks would drown them.
-        heat = (miss * entropy[:, :-1]).sum() / truth[:, :-1].sum().clamp_min(_HEAT_OF_A_POINT)
-        return heat + entropy[:, -1].sum() / known[:, -1].sum().clamp_min(1)
+        heat = (miss * entropy[:, :points]).sum() / truth[:, :points].sum().clamp_min(_HEAT_OF_A_POINT)
+        seen, there = (
+            entropy[:, part].sum() / known[:, part].sum().clamp_min(1) for part in (slice(points, -1), slice(-1, None))
+        )
+        return heat + seen + there
 
     def merge(self, looks: Sequence[Float[Tensor, "batch planes rows columns"]]) -> Tensor:
         return mean_logits(looks)
+
+    @torch.no_grad()
+    def tune_confidence(self, pairs: Iterable[tuple[Float[Tensor, "1 planes rows columns"], Label]]) -> None:
+        """Platt scaling of the scores of objects found alone."""
+        self.score_sigmoid.copy_(torch.tensor([1.0, 0.0]))
+        answers: list[tuple[np.ndarray, np.ndarray]] = []
+        for output, label in pairs:
+            truth = _objects(label)
+            found = self._read_alone(output[0].float(), (truth.masks.shape[1], truth.masks.shape[2]))
+            right, counted = keypoint_hits(found, truth, self.taxonomy)
+            answers.append((found.scores[counted], right[counted] >= 0))
+        self.score_sigmoid.copy_(torch.tensor(fit_sigmoid(answers)))
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch planes rows columns"], size: Size) -> list[Label]:
@@ -131,13 +180,14 @@ class Keypoints(Task[Tensor]):
         kept = np.flatnonzero(sizes >= _SMALLEST_PX) + 1
         masks = regions[None] == kept[:, None, None]
         points, confidence = self._find(output, masks)
-        seen = points[..., 2] > 0
-        certainty = (confidence * seen).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
+        given = points[..., 2] > 0
+        certainty = (confidence * given).sum(axis=1) / np.maximum(given.sum(axis=1), 1)
         inside = (probability * masks).sum(axis=(1, 2)) / np.maximum(masks.sum(axis=(1, 2)), 1)
+        scores = through_sigmoid(torch.from_numpy(inside * certainty), self.score_sigmoid.cpu())
         return InstanceSet(
             masks=masks,
             category_ids=np.full(len(kept), self.taxonomy.jointed, np.int64),
-            scores=(inside * certainty).astype(np.float32),
+            scores=scores.numpy().astype(np.float32),
             is_crowd=np.zeros(len(kept), bool),
             keypoints_px=points,
         )
@@ -155,10 +205,11 @@ class Keypoints(Task[Tensor]):
         self, output: Float[Tensor, "planes rows columns"], masks: Bool[np.ndarray, "objects height width"]
     ) -> tuple[Float32[np.ndarray, "objects points 3"], Float32[np.ndarray, "objects points"]]:
         """The points of each object, and how sure each is."""
-        heat = output[:-1].sigmoid().cpu().numpy()
+        heat, visible = output[:-1].sigmoid().cpu().numpy().reshape(2, -1, *output.shape[1:])
         small = resize_nearest(masks.transpose(1, 2, 0), heat.shape[1:]).transpose(2, 0, 1)
         points = np.zeros((len(masks), len(heat), 3), np.float32)
         confidence = np.zeros((len(masks), len(heat)), np.float32)
+        seen = np.zeros((len(masks), len(heat)), bool)
         for index, mask in enumerate(small):
             if not mask.any():
                 continue
@@ -170,12 +221,10 @@ class Keypoints(Task[Tensor]):
                 row, column = np.unravel_index(int(np.where(near, plane, -1.0).argmax()), plane.shape)
                 points[index, number, :2] = _peak(plane, int(row), int(column))
                 confidence[index, number] = plane[row, column]
+                seen[index, number] = visible[number, row, column] > 0.5
         points[..., 2] = confidence >= self.minimum_confidence
         points = resize_points(points, heat.shape[1:], masks.shape[1:])
-        columns, rows = np.rint(points[..., :2]).astype(np.int64).transpose(2, 0, 1)
-        rows, columns = rows.clip(0, masks.shape[1] - 1), columns.clip(0, masks.shape[2] - 1)
-        seen = masks[np.arange(len(masks))[:, None], rows, columns]
-        points[..., 2] *= 1 + seen
+        points[..., 2] *= 1 + (_on_masks(points, masks) if self.mask_says else seen)
         return points, confidence
 
     def score(self) -> Score:
@@ -186,10 +235,11 @@ def _truth(
     target: UInt8[Tensor, "batch planes rows columns"],
 ) -> tuple[Float[Tensor, "batch planes rows columns"], Float[Tensor, "batch planes rows columns"]]:
     """What each plane should say, 0..1, and where it is known (1) or not (0)."""
-    where = target[:, -1:]
-    truth = torch.cat([target[:, :-1].float() / 255, ((where == 1) | (where == _POINTLESS)).float()], dim=1)
-    unknown = torch.cat([((where == _POINTLESS) | (where == _CROWD)).expand_as(target[:, :-1]), where == _CROWD], dim=1)
-    return truth, 1.0 - unknown.float()
+    heat, visibility, where = target.split([target.shape[1] // 2, target.shape[1] // 2, 1], dim=1)
+    seen = (visibility == _SEEN) | (visibility == _SEEN + _AGAINST_MASK)
+    truth = torch.cat([heat.float() / 255, seen.float(), ((where == 1) | (where == _POINTLESS)).float()], dim=1)
+    pointed = ((where != _POINTLESS) & (where != _CROWD)).expand_as(heat)
+    return truth, torch.cat([pointed, visibility > 0, where != _CROWD], dim=1).float()
 
 
 def _draw_heat(
@@ -204,6 +254,30 @@ def _draw_heat(
                 across = np.exp(-((np.arange(size[1]) - x) ** 2) / (2 * _SPREAD**2))
                 np.maximum(plane, down[:, None] * across[None], out=plane)
     return np.rint(heat * 255).astype(np.uint8)
+
+
+def _draw_visibility(
+    points: Float32[np.ndarray, "objects points 3"], on_mask: Bool[np.ndarray, "objects points"], size: Size
+) -> UInt8[np.ndarray, "points {size[0]} {size[1]}"]:
+    """Around each point how it is seen, and whether its mask says otherwise."""
+    planes = np.zeros((points.shape[1], *size), np.uint8)
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    for places, believed in zip(points, on_mask, strict=True):
+        for plane, (x, y, visibility), covered in zip(planes, places, believed, strict=True):
+            if visibility:
+                seen = visibility == _SEEN
+                near = (columns - x) ** 2 + (rows - y) ** 2 < _NEAR**2
+                plane[near] = (_SEEN if seen else _HIDDEN) + (_AGAINST_MASK if seen != covered else 0)
+    return planes
+
+
+def _on_masks(
+    points: Float32[np.ndarray, "objects points 3"], masks: Bool[np.ndarray, "objects height width"]
+) -> Bool[np.ndarray, "objects points"]:
+    """Whether each object's points lie on its mask."""
+    columns, rows = np.rint(points[..., :2]).astype(np.int64).transpose(2, 0, 1)
+    rows, columns = rows.clip(0, masks.shape[1] - 1), columns.clip(0, masks.shape[2] - 1)
+    return masks[np.arange(len(masks))[:, None], rows, columns]
 
 
 def _peak(heat: Float32[np.ndarray, "rows columns"], row: int, column: int) -> tuple[float, float]:

@@ -99,13 +99,13 @@ def test_a_sigmoid_learns_how_often_scores_are_right():
     stream = np.random.default_rng(0)
     scores = stream.uniform(0.05, 0.95, 4000)
     chance = 1 / (1 + np.exp(-(0.5 * np.log(scores / (1 - scores)) - 1)))
-    scale, shift = fit_sigmoid(scores, stream.random(4000) < chance)
+    scale, shift = fit_sigmoid([(scores, stream.random(4000) < chance)])
     assert (scale, shift) == (pytest.approx(0.5, abs=0.1), pytest.approx(-1, abs=0.1))
 
 
 def test_few_scores_change_little_and_never_the_order():
-    assert fit_sigmoid(np.array([0.6]), np.array([True])) == (pytest.approx(1, abs=0.2), pytest.approx(0, abs=0.4))
-    scale, _ = fit_sigmoid(np.linspace(0.1, 0.9, 500), np.linspace(0, 1, 500) < 0.5)
+    assert fit_sigmoid([(np.array([0.6]), np.array([True]))]) == (pytest.approx(1, abs=0.2), pytest.approx(0, abs=0.4))
+    scale, _ = fit_sigmoid([(np.linspace(0.1, 0.9, 500), np.linspace(0, 1, 500) < 0.5)])
     assert scale > 0
 
 

@@ -41,10 +41,12 @@ def _objects(*squares: tuple[int, int, int], points: np.ndarray) -> InstanceSet:
     return replace(truth_of(*(_square(*square) for square in squares)), keypoints_px=points.astype(np.float32))
 
 
-def _said(heat: torch.Tensor, masks: np.ndarray) -> torch.Tensor:
-    """What a perfect head gives for such a target."""
-    there = torch.from_numpy(masks.any(axis=0)).float()
-    return torch.cat([heat.float() / 255, there[None]]).clamp(1e-4, 1 - 1e-4).logit()[None]
+def _said(points: torch.Tensor, masks: np.ndarray) -> torch.Tensor:
+    """What a perfect head gives for such planes of points."""
+    heat, visibility = points.chunk(2)
+    there = torch.from_numpy(masks.any(axis=0))
+    seen = (visibility == 2) | (visibility == 4)
+    return torch.cat([heat / 255, seen.float(), there[None].float()]).clamp(1e-4, 1 - 1e-4).logit()[None]
 
 
 TWO = np.array([[(10.3, 12.0, 2), (6.0, 14.6, 2), (15.75, 14.0, 1)], [(40.0, 20.5, 2), (0, 0, 0), (46.25, 22.0, 2)]])
@@ -88,6 +90,41 @@ def test_a_point_is_seen_on_the_mask_and_hidden_beside_it():
     assert found.keypoints_px[0, :, 2].tolist() == [2, 2, 1]
 
 
+@pytest.mark.parametrize(("hidden", "believed"), [((18.0, 14.0), True), ((13.0, 16.0), False)])
+def test_visibility_is_learned_where_the_annotations_do_not_follow_the_masks(
+    hidden: tuple[float, float], believed: bool
+):
+    points = np.array([[(10.0, 12.0, 2), (7.0, 16.0, 2), (*hidden, 1)]])
+    truth, task = _objects((8, 5, 12), points=points), _task()
+    target = task.target(truth)
+    task.calibrate([target])
+    assert bool(task.mask_says) == believed
+    found = task.read(_said(target[:-1], truth.masks), (48, 64))[0]
+    assert isinstance(found, InstanceSet)
+    assert found.keypoints_px is not None
+    assert found.keypoints_px[0, :, 2].tolist() == [2, 2, 1]
+    wrong = _said(target[:-1], truth.masks)
+    wrong[:, 3:6] *= -1
+    assert task.loss(wrong, target[None]) > task.loss(_said(target[:-1], truth.masks), target[None]) + 5
+
+
+def test_scores_of_objects_found_alone_are_tuned_to_say_how_often_their_points_are_right():
+    truth, task = _objects((8, 5, 12), points=TWO[:1]), _task()
+    output = _said(task.target(truth)[:-1], truth.masks)
+    elsewhere = replace(truth, keypoints_px=(TWO[:1] + np.array([9, 9, 0])).astype(np.float32))
+    pairs = [(output, truth), (output, elsewhere)] * 20
+    before, after = ObjectKeypointSimilarity(TAXONOMY), ObjectKeypointSimilarity(TAXONOMY)
+    for _, label in pairs:
+        before.add(task.read(output, (48, 64))[0], label)
+    task.tune_confidence(pairs)
+    for _, label in pairs:
+        after.add(task.read(output, (48, 64))[0], label)
+    assert before.result()["ece"] > 0.4
+    assert after.result()["ece"] < 0.1
+    task.tune_confidence([])
+    assert task.score_sigmoid.tolist() == [1, 0]
+
+
 def test_other_classes_get_no_points():
     truth, task = _objects((8, 5, 12), points=TWO[:1]), _task()
     output = _said(task.target(truth)[:-1], truth.masks)
@@ -102,13 +139,13 @@ def test_points_nobody_gave_and_crowds_teach_nothing():
     truth, task = _objects((8, 5, 12), (15, 34, 12), (35, 20, 8), points=points), _task()
     truth = replace(truth, is_crowd=np.array([False, True, False]))
     target = task.target(truth)[None]
-    output = torch.zeros(1, 4, 48, 64)
+    output = torch.zeros(1, 7, 48, 64)
     other = output.clone()
     other[:, :3, 15:27, 34:46] = 5  # the crowd: neither its points nor whether somebody is there
-    other[:, 3, 15:27, 34:46] = -5
+    other[:, 3:, 15:27, 34:46] = -5
     other[:, :3, 35:43, 20:28] = 5  # an object without points: only these
     assert task.loss(other, target) == task.loss(output, target)
-    other[:, 3, 35:43, 20:28] = -5
+    other[:, 6, 35:43, 20:28] = -5
     assert task.loss(other, target) > task.loss(output, target)
 
 
@@ -116,9 +153,9 @@ def test_heat_of_a_large_picture_is_kept_at_a_fraction():
     big = resize_label(_objects((8, 5, 12), points=TWO[:1]), (600, 800))
     task = _task()
     target = task.target(big)
-    assert target.shape == (4, 150, 200)
+    assert target.shape == (7, 150, 200)
     features = TrunkFeatures(deep=torch.randn(1, 16, 75, 100), fine=torch.randn(1, 8, 600, 800))
-    assert task(features).shape == (1, 4, 150, 200)
+    assert task(features).shape == (1, 7, 150, 200)
     assert isinstance(big, InstanceSet)
     assert big.keypoints_px is not None
     found = task.complete(_said(target[:-1], target[-1:].numpy() == 1), replace(big, keypoints_px=None))
@@ -192,6 +229,12 @@ def test_scores_count_what_is_near_and_leave_out_what_is_not_given():
         score = ObjectKeypointSimilarity(TAXONOMY)
         score.add(found, truth)
         assert score.result()["oks_ap50"] == pytest.approx(expected)
+        all_seen = np.array([TWO[0] * (1, 1, 0) + (0, 0, 2)])  # the third is hidden in truth
+        score.add(_objects((8, 5, 12), points=all_seen), truth)
+        assert score.result()["visibility_accuracy"] == pytest.approx(5 / 6 if expected else 2 / 3)
+    untold = ObjectKeypointSimilarity(TAXONOMY)
+    untold.add(_objects((15, 34, 12), points=TWO[1:]), truth)
+    assert untold.reliability.count == 0
     nothing = ObjectKeypointSimilarity(TAXONOMY)
     nothing.add(near, _objects((8, 5, 12), points=np.zeros((1, 3, 3))))
     assert nothing.result() == {}
