@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float32
+from PIL import Image
 
 from datagen.conditions import Condition
 from datagen.conditions.palette import Palette
+from datagen.files import encode_png, read_image
 from datagen.model import Model
 from datagen.plan import part_identity
 from datagen.plugins import OneOf, Part, built, choose_part
+from datagen.records import Guide
 from datagen.settings import Settings, check_classes
 from decoders.errors import UserError
-from decoders.labels import Taxonomy
+from decoders.labels import Taxonomy, semantic_ids
 from decoders.references import file_digest, locate
 
 if TYPE_CHECKING:
@@ -49,6 +54,8 @@ class Control(Settings):
     """The part of the steps in which it acts."""
     class_scales: Mapping[str, Annotated[float, Ge(0)]] = {}
     """Class name -> strength there, times `scale`; 1 where left out. So the sky can be left to the model."""
+    weight_map: Path | None = None
+    """A grey picture of any size, laid over every drawn one: strength there, times all others, white 1 and black 0."""
 
 
 class Fusion(Settings):
@@ -89,6 +96,8 @@ class LocatedControl:
                 f"{expected}; choose the condition that it was trained with, and the same classes"
             )
         check_classes(control.class_scales, taxonomy, at="class_scales")
+        self._weight_map = None if control.weight_map is None else read_image(control.weight_map)[..., 0]
+        self._scales = np.array([1.0, *(control.class_scales.get(name, 1.0) for name in taxonomy.names)], np.float32)
 
     def _build_condition(self, taxonomy: Taxonomy, model: Model) -> Condition:
         chosen = self.control.condition
@@ -122,13 +131,28 @@ class LocatedControl:
     @property
     def digest(self) -> str:
         """Identity of its files, wherever they lie, and of all that it is told."""
-        told = self.control.model_dump(mode="json", exclude={"source", "revision"})
+        told = self.control.model_dump(mode="json", exclude={"source", "revision", "weight_map"})
+        if self._weight_map is not None:
+            told["weight_map"] = hashlib.sha256(encode_png(self._weight_map)).hexdigest()
         chosen, digest = self.control.condition, getattr(self.condition, "digest", None)
         if isinstance(chosen, Part):
             told["condition"] = part_identity(chosen, self.condition)
         elif digest is not None:
             told["condition"] = {"digest": digest}
         return hashlib.sha256(json.dumps([control_digest(self.folder), told], sort_keys=True).encode()).hexdigest()
+
+    def weights(self, guide: Guide) -> Float32[np.ndarray, "1 height width"] | None:
+        """Its strength at each pixel, before `scale`; None where it is the same everywhere."""
+        if self._weight_map is None and not self.control.class_scales:
+            return None
+        strength = np.ones(guide.size, np.float32)
+        if self.control.class_scales:
+            strength *= self._scales[semantic_ids(guide.labels)]  # 1 where the class is unknown
+        if self._weight_map is not None:
+            height, width = guide.size
+            grey = Image.fromarray(self._weight_map).resize((width, height), Image.Resampling.BILINEAR)
+            strength *= np.asarray(grey, np.float32) / 255
+        return strength[None]
 
     def load(self, checkpoint: "decoders.checkpoint.Checkpoint") -> Any:
         """The network beside a checkpoint, frozen.

@@ -23,7 +23,7 @@ from datagen.plugins import HOLDS_PATHS
 from datagen.randomness import seed_for
 from datagen.records import Guide, Recipe
 from decoders.errors import UserError
-from decoders.labels import Taxonomy, semantic_ids
+from decoders.labels import Taxonomy
 from decoders.resizing import Size, resize_image
 
 if TYPE_CHECKING:
@@ -184,20 +184,15 @@ class Controlnet(StableDiffusion):
         from datagen.generators._controlled_unet import Signal
 
         chosen = control.control
-        weights = [self._class_scales(guide, chosen) for guide in guides] if chosen.class_scales else None
+        weights = [found for guide in guides if (found := control.weights(guide)) is not None]
         return Signal(
             network=network,
             condition=self._tensor([control.condition.draw(guide) for guide in guides]),
             scale=chosen.scale,
-            weights=None if weights is None else self._tensor(weights),
+            weights=self._tensor(weights) if weights else None,
             begin=chosen.begin,
             end=chosen.end,
         )
-
-    def _class_scales(self, guide: Guide, control: Control) -> Float32[np.ndarray, "1 height width"]:
-        """A control's strength at each pixel; 1 where the class is unknown."""
-        table = [1.0, *(control.class_scales.get(name, 1.0) for name in self._taxonomy.names)]
-        return np.array(table, np.float32)[semantic_ids(guide.labels)][None]
 
     def _tensor(self, maps: Sequence[Float32[np.ndarray, "channels height width"]]) -> "Tensor":
         import torch

@@ -21,6 +21,7 @@ from datagen.conditions.edges import Edges
 from datagen.conditions.one_hot import OneHot
 from datagen.conditions.palette import Palette
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, Control, Fusion, control_digest, locate_control, read_control
+from datagen.files import encode_png
 from datagen.generators import Generator
 from datagen.generators._controlled_unet import ControlledUnet, Signal, Windows
 from datagen.generators._fusion import large_regions, tile_prompt
@@ -169,6 +170,34 @@ def test_class_scales_are_strengths_at_places(pipelines: Mapping[str, Path], con
     assert not np.array_equal(part, full)
     assert not np.array_equal(drawn(class_scales={"sky": 0.0}), full)
     assert np.abs(part.astype(int) - none).mean() < np.abs(full.astype(int) - none).mean()
+
+
+def test_a_weight_map_is_a_strength_at_places(
+    pipelines: Mapping[str, Path], controls: Mapping[str, Path], tmp_path: Path
+):
+    def drawn(**choices: Any) -> np.ndarray:
+        return generator(pipelines["sd1"], control(controls["sd1"], **choices)).render(RECIPES)
+
+    def weights(name: str, grey: np.ndarray) -> Path:
+        path = tmp_path / name
+        path.write_bytes(encode_png(grey.astype(np.uint8)))
+        return path
+
+    white, black = weights("weiß.png", np.full((7, 5), 255)), weights("black.png", np.zeros((7, 5)))
+    half = weights("half.png", np.repeat([[0, 255]], 8, axis=0))
+    np.testing.assert_array_equal(drawn(weight_map=white), drawn())
+    np.testing.assert_array_equal(drawn(weight_map=black), drawn(scale=0.0))
+    left, right = np.split(np.abs(drawn(weight_map=half).astype(int) - drawn(scale=0.0)), 2, axis=2)
+    assert right.mean() > left.mean()
+
+    def digest(path: Path) -> str:
+        one_hot: Any = choose_part("conditions", "one_hot", at="condition")
+        source = str(controls["sd1"])
+        return generator(pipelines["sd1"], Control(source=source, condition=one_hot, weight_map=path)).digest
+
+    assert digest(white) == digest(weights("again.png", np.full((7, 5), 255))) != digest(half)
+    with pytest.raises(UserError, match=r"controls\.0: picture not found"):
+        drawn(weight_map=tmp_path / "missing.png")
 
 
 def test_drawing_may_begin_from_the_picture(pipelines: Mapping[str, Path]):
