@@ -53,6 +53,14 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random one; not to be changed."""
+    from tests.tiny_models import tiny_dinov2
+
+    return tiny_dinov2(tmp_path_factory.mktemp("dino ö"))
+
+
+@pytest.fixture(scope="session")
 def loras(pipelines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """LoRA files by kind."""
     from tests.tiny_models import tiny_lora

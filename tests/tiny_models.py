@@ -1,4 +1,4 @@
-"""Whole Stable Diffusion pipelines in miniature, with random weights, saved to a folder as a user's would be."""
+"""Whole Stable Diffusion pipelines and a vision model in miniature, with random weights, saved as a user's would be."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -14,6 +15,7 @@ SIZE_MULTIPLE = 16
 """Of all three pipelines: VAE cells of 4 pixels, halved twice by the UNet."""
 
 _sd: Any = diffusers  # its annotations are narrower than what it takes
+_transformers: Any = transformers
 _WORDS = ("car", "road", "sky", "tree", "house", "bus", "red", "fog")
 _TEXT_WIDTH = 16
 _TOKENS = 16
@@ -179,3 +181,16 @@ def _vocabulary() -> dict[str, int]:
     joined = ["".join(pair) for pair in _merges()]
     entries = [*letters, *(f"{letter}</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
     return {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
+
+
+def tiny_dinov2(folder: Path) -> Path:
+    """A DINOv2 with its image processor, as `save_pretrained` writes them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = _transformers.Dinov2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+        )
+        _transformers.Dinov2Model(config).save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    _transformers.BitImageProcessor(**sides).save_pretrained(folder)
+    return folder

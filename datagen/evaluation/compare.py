@@ -13,6 +13,7 @@ from datagen.coco_format import read_coco
 from datagen.datasets import AnnotatedImages, list_images
 from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.evaluation.apart import check_classes_agree
+from datagen.evaluation.feature_space import FeatureSpace
 from datagen.files import read_image, write_json
 from datagen.meter import Tick, meter
 from datagen.model import Model, ModelSettings
@@ -22,8 +23,7 @@ from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, class_pixels
 from decoders.references import ModelReference
 
 if TYPE_CHECKING:
-    from datagen.evaluation.likeness import Embedder, Likeness
-    from datagen.evaluation.vision import VisionEmbedder
+    from datagen.evaluation.likeness import Likeness
 
 LEAST = 8
 """Pictures on either side, below which no distance means anything."""
@@ -165,13 +165,12 @@ def compare(
         if len(data) < LEAST:
             raise UserError(f"the {name} has {len(data)} pictures, expected at least {LEAST}; compare larger sets")
     from datagen.evaluation.likeness import likeness
-    from datagen.evaluation.vision import embedder_of
 
-    embedder = embedder_of(model)
+    space = FeatureSpace(ModelReference(source=model))
     with meter("look", console=console) as tick:
-        features, found = _look(sides["dataset"], embedder, tick)
+        features, found = _look(sides["dataset"], space, tick)
     with meter("look at the reference", console=console) as tick:
-        others, expected = _look(sides["reference"], embedder, tick)
+        others, expected = _look(sides["reference"], space, tick)
     like = likeness(features, others)
     names = sides["dataset"].names
     comparison = Comparison(
@@ -206,12 +205,12 @@ def _drew(model: str, annotations: Path) -> bool:
         return False
 
 
-def _look(data: AnnotatedImages, embedder: "Embedder | VisionEmbedder", tick: Tick) -> tuple[np.ndarray, Contents]:
+def _look(data: AnnotatedImages, space: FeatureSpace, tick: Tick) -> tuple[np.ndarray, Contents]:
     contents = Contents.of(data.taxonomy)
     rows: list[np.ndarray] = []
     for index, picture in enumerate(data):
         contents.add(picture)
-        rows.append(embedder.embed(picture))
+        rows.append(space.embed(picture))
         tick(index + 1, len(data))
     return np.stack(rows), contents
 

@@ -27,11 +27,11 @@ from datagen.evaluation.apart import (
 )
 from datagen.evaluation.columns import Cell, cells_of, counts_of, figure_on, key_of
 from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
+from datagen.evaluation.feature_space import FeatureSpace
 from datagen.files import read_json, write_json
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
 from datagen.meter import console_of
-from datagen.model import Model
 from decoders.errors import UserError
 from decoders.files import write_atomic
 
@@ -110,11 +110,10 @@ def evaluate(
         warnings.append(_without(repeated, len(pools["pool"]), max(cell.retrieved for cell in cells)))
     for warning in warnings:
         console.print(warning, markup=False)
-    model = (
-        None if checked.pool_model is None else Model(checked.pool_model.reference(), device=lambda: launcher.device)
-    )
-    space = None if model is None else model.digest
-    keys = {cell: key_of(cell, checked, surveys, measured, checked.student.to_json(), space) for cell in cells}
+    pool_model = checked.pool_model
+    space = None if pool_model is None else FeatureSpace(pool_model.reference(), device=lambda: launcher.device)
+    seen_by = None if space is None else space.digest
+    keys = {cell: key_of(cell, checked, surveys, measured, checked.student.to_json(), seen_by) for cell in cells}
     missing = [key for key in dict.fromkeys(keys.values()) if not _file(folder, key).exists()]
     launcher.barrier()  # nobody measures before everybody knows what is missing
     if missing:
@@ -122,13 +121,13 @@ def evaluate(
         from datagen.evaluation.trial import Material
 
         nearest = None
-        if model is not None:
+        if space is not None:
             from datagen.evaluation.retrieval import Retrieval
 
             sides = {name: (surveys[name].digest, pools[name]) for name in ("real", "pool")}
             left_out = frozenset(number for number, name in enumerate(pools["pool"].names) if name in repeated)
             nearest = Retrieval(
-                **sides, model=model, folder=folder / "features", console=console, left_out=left_out
+                **sides, space=space, folder=folder / "features", console=console, left_out=left_out
             ).nearest
         learned, kept = (
             {name: Kept(pictures, labels=student.labels) for name, pictures in some.items()} for some in (pools, tests)

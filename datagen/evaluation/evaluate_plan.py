@@ -58,7 +58,8 @@ class EvaluatePlan(Settings):
     """Other real pictures with labels, for `retrieved`; those that are in `real`, by their pixels, are not retrieved.
     What it leaves out is as in `real`."""
     pool_model: ModelSettings | None = None
-    """The model whose features say which pictures of the pool are like the real ones."""
+    """Whose features say which pictures of the pool are like the real ones: a diffusion model's, or those of a vision
+    model of transformers (DINOv2, ViT, CLIP) in a folder."""
     real_counts: Counts | None = None
     """So many of the first real pictures, one cell for each; all of them when left out. Labels of synthetic pictures
     must not be made with more of them than the smallest, or a mixed column knows more than it says."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from datagen.evaluation.likeness import Embedder, Features, distances
+from datagen.evaluation.feature_space import FeatureSpace
+from datagen.evaluation.likeness import Features, distances
 from datagen.meter import meter
-from datagen.model import Model
 from decoders.files import atomic_file
 from decoders.labels import AnnotatedImage
 
@@ -22,7 +22,7 @@ class Retrieval:
         *,
         real: tuple[str, Sequence[AnnotatedImage]],
         pool: tuple[str, Sequence[AnnotatedImage]],
-        model: Model,
+        space: FeatureSpace,
         folder: Path,
         console: Console,
         left_out: Collection[int] = (),
@@ -33,7 +33,7 @@ class Retrieval:
         """
         self._real = real
         self._pool = pool
-        self._model = model
+        self._space = space
         self._folder = folder
         self._console = console
         self._left_out = left_out
@@ -47,13 +47,12 @@ class Retrieval:
         return tuple(index for index in np.argsort(found, kind="stable").tolist() if index not in self._left_out)
 
     def _features(self, digest: str, pictures: Sequence[AnnotatedImage]) -> Features:
-        file = self._folder / f"{digest[:16]}_{self._model.digest[:16]}.npy"
+        file = self._folder / f"{digest[:16]}_{self._space.digest[:16]}.npy"
         if not file.exists():
-            embedder = Embedder(self._model.checkpoint)
             rows: list[np.ndarray] = []
             with meter("look", console=self._console) as tick:
                 for index, picture in enumerate(pictures):
-                    rows.append(embedder.embed(picture))
+                    rows.append(self._space.embed(picture))
                     tick(index + 1, len(pictures))
             with atomic_file(file) as opened:
                 np.save(opened, np.stack(rows))

@@ -1,4 +1,4 @@
-"""The feature space that a comparison names: a diffusion model, or a vision model that drew nothing."""
+"""Features of vision models, which drew none of the pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from datagen.evaluation.likeness import Embedder
-from datagen.files import read_json
-from datagen.model import Model
 from decoders.checkpoint import choose_device
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage
-from decoders.references import ModelReference
 
-_CONFIG = "config.json"
 _UNUSED = "pooler"
 """Part of the names of weights that a checkpoint may lack, as nothing here is read from them."""
 
@@ -26,7 +21,7 @@ class VisionEmbedder:
     It is shown pictures as its own image processor scales and crops them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str | None = None) -> None:
         """
         Raises:
             UserError: the folder lacks weights in safetensors, some of them, or the settings of its image processor.
@@ -51,7 +46,7 @@ class VisionEmbedder:
                 f"vision model {folder} lacks {len(missing)} weights, first {missing[0]}, which would be random; save "
                 "it again whole"
             )
-        self._device = choose_device(None)
+        self._device = choose_device(device)
         self._network = getattr(model, "vision_model", model).eval().requires_grad_(False).to(self._device)
 
     @torch.no_grad()
@@ -60,21 +55,3 @@ class VisionEmbedder:
         hidden: torch.Tensor = self._network(pixel_values=shown).last_hidden_state[0]
         # Places by channels of a transformer, channels by rows and columns of a convolutional one.
         return (hidden.mean(0) if hidden.ndim == 2 else hidden.mean((1, 2))).cpu().numpy()
-
-
-def embedder_of(source: str) -> Embedder | VisionEmbedder:
-    """
-    Args:
-        source: folder of a vision model of transformers; or of a diffusion model, a hub id or `package://...`.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    folder = Path(source).expanduser()
-    return VisionEmbedder(folder) if is_vision(folder) else Embedder(Model(ModelReference(source=source)).checkpoint)
-
-
-def is_vision(folder: Path) -> bool:
-    """Whether a folder says that it holds one model of transformers; pipelines of diffusers have no such file there."""
-    file = folder / _CONFIG
-    return file.is_file() and "model_type" in read_json(file)

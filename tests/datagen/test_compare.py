@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from datagen.evaluation.compare import Contents, compare
+from datagen.evaluation.feature_space import FeatureSpace
 from datagen.evaluation.likeness import likeness
-from datagen.evaluation.vision import VisionEmbedder, embedder_of
+from datagen.evaluation.vision import VisionEmbedder
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco
 from datagen.files import encode_png, read_json
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Taxonomy, semantic_map
+from decoders.references import LoraReference, ModelReference
 from tests.datagen.made_up import TAXONOMY, image, labels
 
 
@@ -89,22 +89,6 @@ def write(folder: Path, numbers: range, **info: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny one with random weights, as `save_pretrained` writes it."""
-    library: Any = transformers  # its annotations are narrower than what it takes
-    folder = tmp_path_factory.mktemp("dino ö")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = library.Dinov2Config(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
-        )
-        library.Dinov2Model(config).save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    library.BitImageProcessor(**sides).save_pretrained(folder)
-    return folder
-
-
 def test_two_datasets(pipelines: Mapping[str, Path], tmp_path: Path):
     mine, theirs = write(tmp_path / "mein ö", range(8)), write(tmp_path / "theirs", range(5, 14))
     quiet = Console(quiet=True)
@@ -123,11 +107,17 @@ def test_a_vision_model_is_a_space(dinov2: Path, tmp_path: Path):
     found = compare(mine, theirs, model=str(dinov2), console=Console(quiet=True))
     assert {"5", "6", "7"} <= set(found.copies)
     assert not found.own
-    embedder = embedder_of(str(dinov2))
-    assert isinstance(embedder, VisionEmbedder)
-    features = embedder.embed(AnnotatedImage(name="0", image=image(0)))
+    space = FeatureSpace(ModelReference(source=str(dinov2)))
+    features = space.embed(AnnotatedImage(name="0", image=image(0)))
     assert features.shape == (16,)
-    np.testing.assert_array_equal(features, embedder.embed(AnnotatedImage(name="again", image=image(0))))
+    np.testing.assert_array_equal(features, space.embed(AnnotatedImage(name="again", image=image(0))))
+    moved = tmp_path / "moved"
+    shutil.copytree(dinov2, moved)
+    assert FeatureSpace(ModelReference(source=str(moved))).digest == space.digest
+    (moved / "preprocessor_config.json").write_text("{}")
+    assert FeatureSpace(ModelReference(source=str(moved))).digest != space.digest
+    with pytest.raises(UserError, match="LoRA files beside the vision model"):
+        FeatureSpace(ModelReference(source=str(dinov2), loras=(LoraReference(source="x"),)))
 
 
 def test_half_a_vision_model_is_refused(dinov2: Path, tmp_path: Path):

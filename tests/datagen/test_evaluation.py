@@ -26,12 +26,12 @@ from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
 from datagen.evaluation.columns import Cell, cells_of
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, TABLE_FILE, EvaluationSummary, evaluate
 from datagen.evaluation.evaluate_plan import Column, load_evaluate_plan
+from datagen.evaluation.feature_space import FeatureSpace
 from datagen.evaluation.report import Row, break_even, differences, half_width, interval, rows_of, table
 from datagen.evaluation.retrieval import Retrieval
 from datagen.evaluation.study import Kept, Part, Study, at_native_size, shown
 from datagen.files import read_image, read_json
 from datagen.fit_plan import load_fit_plan
-from datagen.model import Model
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, Label, Taxonomy, metric_depth, semantic_ids, semantic_map
@@ -129,15 +129,19 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
 
 
-def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str, Path], tmp_path: Path):
+@pytest.mark.parametrize("space", ["diffusion", "vision"])
+def test_what_is_most_like_the_real_pictures_is_retrieved(
+    space: str, pipelines: Mapping[str, Path], dinov2: Path, tmp_path: Path
+):
     """The pool holds the real pictures themselves, after others: these must be found first."""
     real, pool = (PocketScenes(count=count, seed=seed, height=32, width=32) for count, seed in ((2, 10), (6, 8)))
     sides = {"real": (data_digest(real), real), "pool": (data_digest(pool), pool)}
-    model = Model(ModelReference(source=str(pipelines["sd1"])))
-    found = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True), left_out=())
+    source = str({"diffusion": pipelines["sd1"], "vision": dinov2}[space])
+    seen_by = FeatureSpace(ModelReference(source=source))
+    found = Retrieval(**sides, space=seen_by, folder=tmp_path, console=Console(quiet=True), left_out=())
     assert set(found.nearest(2)[:2]) == {2, 3}
     assert found.nearest(1)[0] == 2
-    others = Retrieval(**sides, model=model, folder=tmp_path, console=Console(quiet=True), left_out={2, 3})
+    others = Retrieval(**sides, space=seen_by, folder=tmp_path, console=Console(quiet=True), left_out={2, 3})
     assert sorted(others.nearest(2)) == [0, 1, 4, 5]
     assert sorted(found.nearest(2)) == list(range(6))
     assert len(list(tmp_path.glob("*.npy"))) == 2
@@ -147,7 +151,7 @@ def test_what_is_most_like_the_real_pictures_is_retrieved(pipelines: Mapping[str
         real_counts=[4],
         seeds=[0],
         pool={"seed": 70, "count": 5},
-        pool_model={"source": str(pipelines["sd1"])},
+        pool_model={"source": source},
     )
     summary = evaluated(plan)
     assert [str(row) for row in rows_of(summary.results)] == ["retrieved: 4 real + 3 retrieved, 3 updates"]
