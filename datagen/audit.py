@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
 
+from datagen.instances import LEAST_PIXELS, SIZE_BANDS, count_sizes, find_objects
 from datagen.judging import Judge, open_judge
 from datagen.meter import meter
 from datagen.runs import open_run
 from datagen.shards import StoredSample
-from decoders.labels import Taxonomy, class_pixels, classes_in
+from decoders.labels import LabelSet, Taxonomy, class_pixels, classes_in
 
 _NO_STYLE = frozenset({"source", "crop", "scale", "anchor"})
 """Attributes that say where a guide was taken from, not how its picture shall look."""
@@ -28,6 +29,9 @@ class Tally:
     pixels: Int64[np.ndarray, " ids"]
     """By semantic id; void is 0."""
     guide_pixels: Int64[np.ndarray, " ids"]
+    sizes: Int64[np.ndarray, " bands"]
+    """Objects by their share of the picture, as `SIZE_BANDS`."""
+    guide_sizes: Int64[np.ndarray, " bands"]
     samples: int = 0
     guides: int = 0
     """Samples whose recipe has a guide."""
@@ -44,17 +48,20 @@ class Tally:
     def of(cls, taxonomy: Taxonomy) -> "Tally":
         """Of no sample yet."""
         pixels, guide_pixels = np.zeros((2, len(taxonomy) + 1), np.int64)
-        return cls(pixels=pixels, guide_pixels=guide_pixels)
+        sizes, guide_sizes = np.zeros((2, len(SIZE_BANDS)), np.int64)
+        return cls(pixels=pixels, guide_pixels=guide_pixels, sizes=sizes, guide_sizes=guide_sizes)
 
-    def add(self, sample: StoredSample) -> None:
+    def add(self, sample: StoredSample, taxonomy: Taxonomy) -> None:
         recipe = sample.recipe
         self.samples += 1
         self.wanted.update(set(recipe.wanted))
         self.shown.update(classes_in(sample.labels))
         self.pixels += class_pixels(sample.labels, len(self.pixels))
+        self.sizes += _sizes(sample.labels, taxonomy)
         if recipe.guide is not None:
             self.guides += 1
             self.guide_pixels += class_pixels(recipe.guide.labels, len(self.guide_pixels))
+            self.guide_sizes += _sizes(recipe.guide.labels, taxonomy)
         for name, value in recipe.attributes.items():
             if name == "anchor":
                 self.anchors[value] += 1
@@ -88,7 +95,7 @@ class Audit:
             lines.append(f"unfinished: {self.target - accepted} to go; `datagen generate` with the same plan goes on")
         lines += [f"  {times} rejected: {reason}{_rate(times, made)}" for reason, times in self.rejected.most_common()]
         judged = [] if self.judge is None else [str(self.judge)]
-        return "\n".join([*lines, *self._class_table(), *self._style_tables(), *judged])
+        return "\n".join([*lines, *self._class_table(), *self._size_table(), *self._style_tables(), *judged])
 
     def _class_table(self) -> Iterator[str]:
         """Each cell is for what was made and, after the stroke, for what was accepted."""
@@ -107,6 +114,16 @@ class Audit:
         yield f"{'id':>5}  {'class':24}" + "".join(f"{title:>16}" for title in columns)
         for category_id, name, *cells in zip(self.taxonomy.category_ids, names, *columns.values(), strict=True):
             yield f"{category_id:>5}  {name:24}" + "".join(f"{cell:>16}" for cell in cells)
+
+    def _size_table(self) -> Iterator[str]:
+        if not self.made.sizes.any():
+            return
+        columns = {"made/accepted": self._cells(lambda tally: _per_picture(tally.sizes, tally.samples))}
+        if self.made.guides:
+            columns["in guides"] = self._cells(lambda tally: _per_picture(tally.guide_sizes, tally.guides))
+        yield f"\n{'objects per picture, by size':31}" + "".join(f"{title:>16}" for title in columns)
+        for name, *cells in zip(SIZE_BANDS, *columns.values(), strict=True):
+            yield f"  {name:29}" + "".join(f"{cell:>16}" for cell in cells)
 
     def _cells(self, column: Callable[[Tally], Sequence[str]]) -> list[str]:
         pairs = zip(column(self.made), column(self.accepted), strict=True)
@@ -150,13 +167,23 @@ def audit(run: Path, *, judge: Path | None = None, console: Console | None = Non
         for shard in shards:
             store.verify(shard)
             for sample in store.read(shard.index):
-                found.made.add(sample)
+                found.made.add(sample, found.taxonomy)
                 if sample.verdict.keep:
-                    found.accepted.add(sample)
+                    found.accepted.add(sample, found.taxonomy)
                     if found.judge is not None:
                         found.judge.add(sample)
                 tick(found.made.samples, total)
     return found
+
+
+def _sizes(labels: LabelSet, taxonomy: Taxonomy) -> Int64[np.ndarray, " bands"]:
+    """Of the objects that are given, or else of the connected parts of the class map."""
+    found = find_objects(labels, taxonomy, min_pixels=LEAST_PIXELS)
+    return np.zeros(len(SIZE_BANDS), np.int64) if found is None else count_sizes(found[0])
+
+
+def _per_picture(sizes: Int64[np.ndarray, " bands"], pictures: int) -> list[str]:
+    return [f"{count / pictures:.2f}" if pictures else "-" for count in sizes.tolist()]
 
 
 def _shares(pixels: Int64[np.ndarray, " ids"]) -> list[str]:

@@ -1,17 +1,24 @@
 """Masks of single objects: as COCO run lengths in a file, and found as the connected parts of a semantic map."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from decoders.labels import DenseMap, InstanceSet, LabelSet, Taxonomy, class_map
 
 GIVEN = "given with the pictures"
+LEAST_PIXELS = 16
+"""Of an object that is a part of a class map, where objects are counted or judged; smaller ones are specks."""
 COMPONENTS = "connected components of the semantic map"
+_SIZES = (0.001, 0.01, 0.1)
+_BOUNDS = ["0", *(f"{size:.1%}" for size in _SIZES), "all"]
+SIZE_BANDS = tuple(f"{low} to {high} of it" for low, high in pairwise(_BOUNDS))
+"""Shares of the picture by which objects are counted."""
 _coco = cast(Any, coco_mask)  # compiled, without types
 _ndimage = cast(Any, ndimage)
 _EIGHT_NEIGHBOURS = np.ones((3, 3), np.int8)
@@ -147,6 +154,13 @@ def find_objects(labels: LabelSet, taxonomy: Taxonomy, *, min_pixels: int) -> tu
     if given:
         return given[0], GIVEN
     return None if semantic is None else (components(semantic, taxonomy, min_pixels=min_pixels), COMPONENTS)
+
+
+def count_sizes(objects: InstanceSet) -> Int64[np.ndarray, " bands"]:
+    """Single objects by their share of the picture, as `SIZE_BANDS` names them."""
+    shares = objects.masks[~objects.is_crowd].mean(axis=(1, 2))
+    bands = np.searchsorted(_SIZES, shares[shares > 0])
+    return np.bincount(bands, minlength=len(SIZE_BANDS)).astype(np.int64)
 
 
 def _runs(counts: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datagen.instances import find_objects
+from datagen.instances import LEAST_PIXELS, find_objects
 from datagen.plugins import choose_part
 from datagen.readers import open_reader, read_manifest
 from datagen.runs import Run
@@ -25,8 +25,6 @@ _SHOWN = 0.001
 """Share of a picture from which a class counts as found in it."""
 _CONFIRMED = 0.5
 """Share of an object's pixels that the judge must give the object's class."""
-_LEAST_PIXELS = 16
-"""Of an object where objects are parts of the class map; smaller ones say nothing of the picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +65,7 @@ class Judge:
                 self.denied[names[category - 1]] += 1
 
     def _objects(self, sample: StoredSample) -> Iterator[tuple[np.ndarray, int]]:
-        found = find_objects(sample.labels, self.reader.manifest.taxonomy, min_pixels=_LEAST_PIXELS)
+        found = find_objects(sample.labels, self.reader.manifest.taxonomy, min_pixels=LEAST_PIXELS)
         if found is not None:
             objects, _ = found
             single = ~objects.is_crowd & objects.masks.any(axis=(1, 2))

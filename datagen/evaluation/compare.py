@@ -15,6 +15,7 @@ from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.evaluation.apart import check_classes_agree
 from datagen.evaluation.feature_space import FeatureSpace
 from datagen.files import read_image, write_json
+from datagen.instances import SIZE_BANDS, count_sizes
 from datagen.meter import Tick, meter
 from datagen.model import Model, ModelSettings
 from datagen.settings import check
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 LEAST = 8
 """Pictures on either side, below which no distance means anything."""
-_AREAS = (0.001, 0.01, 0.1)
-"""Objects are counted by their share of the picture: up to these, and above."""
 _NAMED = 5
 _BLIND = "knows its own faults least; name another one with --model, such as a folder of DINOv2"
 
@@ -39,22 +38,20 @@ class Contents:
 
     pixels: Int64[np.ndarray, " ids"]
     """By semantic id, void first."""
-    areas: Int64[np.ndarray, " bands"]
-    """Objects by their share of the picture."""
+    sizes: Int64[np.ndarray, " bands"]
+    """Objects by their share of the picture, as `SIZE_BANDS`."""
     pictures: int = 0
 
     @classmethod
     def of(cls, taxonomy: Taxonomy) -> "Contents":
-        return cls(pixels=np.zeros(len(taxonomy) + 1, np.int64), areas=np.zeros(len(_AREAS) + 1, np.int64))
+        return cls(pixels=np.zeros(len(taxonomy) + 1, np.int64), sizes=np.zeros(len(SIZE_BANDS), np.int64))
 
     def add(self, picture: AnnotatedImage) -> None:
         self.pictures += 1
         self.pixels += class_pixels(picture.labels, len(self.pixels))
         for label in picture.labels.values():
             if isinstance(label, InstanceSet):
-                shares = label.masks[~label.is_crowd].mean(axis=(1, 2))
-                bands = np.searchsorted(_AREAS, shares[shares > 0])
-                self.areas += np.bincount(bands, minlength=len(self.areas))
+                self.sizes += count_sizes(label)
 
     @property
     def class_shares(self) -> Float64[np.ndarray, " classes"]:
@@ -63,7 +60,7 @@ class Contents:
 
     @property
     def objects_per_picture(self) -> Float64[np.ndarray, " bands"]:
-        return self.areas / self.pictures
+        return self.sizes / self.pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +96,8 @@ class Comparison:
         if not self.labelled:
             return "\n".join([*lines, "the reference is a folder of plain pictures: no objects and classes to compare"])
         lines += ["", f"{'objects per picture':28}{'here':>9}{'reference':>11}"]
-        bounds = ["0", *(f"{area:.1%}" for area in _AREAS)]
-        names = [f"  {low} to {high} of it" for low, high in zip(bounds, [*bounds[1:], "all"], strict=True)]
-        rows = zip(names, found.objects_per_picture, reference.objects_per_picture, strict=True)
-        lines += [f"{name:28}{mine:>9.2f}{theirs:>11.2f}" for name, mine, theirs in rows]
+        rows = zip(SIZE_BANDS, found.objects_per_picture, reference.objects_per_picture, strict=True)
+        lines += [f"  {name:26}{mine:>9.2f}{theirs:>11.2f}" for name, mine, theirs in rows]
         lines += ["", f"{'share of labelled pixels':28}{'here':>9}{'reference':>11}"]
         rows = zip(self.taxonomy.names, found.class_shares, reference.class_shares, strict=True)
         lines += [f"  {name:26}{mine:>9.2%}{theirs:>11.2%}" for name, mine, theirs in rows]

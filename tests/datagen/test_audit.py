@@ -108,8 +108,28 @@ def test_objects_are_seen_and_a_run_without_classes_has_no_shares(tmp_path: Path
     assert found.made.shown == {3: 1}
     row = next(line for line in str(found).splitlines() if line.split()[1:2] == ["car"])
     assert row.split()[2:] == ["0/0", "1/1", "-/-"]
+    assert found.made.sizes.tolist() == [0, 0, 0, 1]
+    assert next(line for line in str(found).splitlines() if "10.0% to all" in line).split()[-1] == "1.00/1.00"
     assert "anchor" not in str(found)
     assert "guides" not in str(found)
+
+
+def test_sizes_of_objects_are_told_beside_those_that_were_asked_for(tmp_path: Path):
+    asked, came = np.full((40, 50), 2), np.full((40, 50), 2)
+    asked[:10, :10] = asked[30:34, 10:14] = 3  # 100 and 16 of 2,000 pixels
+    came[:20, :20] = 3
+    came[30:33, 10:13] = 3  # a speck
+    shard = [(sample(0, came.tolist(), recipe={}, guide=asked.tolist()), KEPT)]
+    found = audit(run_of(tmp_path, shard, target=1))
+    assert found.made.guide_sizes.tolist() == [0, 1, 1, 0]
+    assert found.made.sizes.tolist() == found.accepted.sizes.tolist() == [0, 0, 0, 1]
+    table = [line.split()[-2:] for line in str(found).splitlines() if "of it" in line]
+    assert table == [
+        ["0.00/0.00", "0.00/0.00"],
+        ["0.00/0.00", "1.00/1.00"],
+        ["0.00/0.00", "1.00/1.00"],
+        ["1.00/1.00", "0.00/0.00"],
+    ]
 
 
 def test_a_generated_run_agrees_with_its_own_summary_and_says_when_it_is_unfinished(
