@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL
+from benchmarks.readers import MODEL, OURS
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.calibration import Reliability
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     chosen = parser.parse_args()
-    common = {
+    common = OURS | {
         "model": load_checkpoint(MODEL).base_digest[:16],
         "rate": 4e-3,
         "seed": 0,

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cells import Cell, measure_all
+from benchmarks.readers import MODEL, OURS
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation.report import interval
 from datagen.pocket import world
-from decoders.checkpoint import ModelReference, load_checkpoint
+from decoders.checkpoint import load_checkpoint
 from decoders.labels import AnnotatedImage, DenseMap
 from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import fit_reader
 from decoders.settings import FitSettings
 
-MODEL = ModelReference(source="package://datagen.pocket/weights")
 TAIL = ("traffic sign", "bus", "bicycle")
 TAIL_PICTURES, HEAD_PICTURES = 2, 20
 _OFFSET, _SPAN = 20_000, 3_000
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     chosen = parser.parse_args()
-    common = {
+    common = OURS | {
         "updates": chosen.updates,
         "unseen": 200,
         "learning_rate": 4e-3,

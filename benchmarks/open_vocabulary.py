@@ -23,17 +23,17 @@ import torch
 from jaxtyping import Int64
 
 from benchmarks.cells import Cell, measure_all
+from benchmarks.readers import MODEL, OURS
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
-from decoders.checkpoint import ModelReference, load_checkpoint
+from decoders.checkpoint import load_checkpoint
 from decoders.decoder import resize
 from decoders.labels import AnnotatedImage, DenseMap, Taxonomy, semantic_map
 from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import fit_reader, load_reader
 from decoders.settings import DecoderSettings, FitSettings
 
-MODEL = ModelReference(source="package://datagen.pocket/weights")
 UNSEEN = ("sidewalk", "vegetation", "car")
 METHODS = ("open", "fixed, saw all")
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     chosen = parser.parse_args()
-    common = {
+    common = OURS | {
         "pictures": chosen.pictures,
         "updates": chosen.updates,
         "unseen": 200,

@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
-from benchmarks.readers import MODEL, LinearTrunk, Timed, UnetWithMemory, perceiver_of
+from benchmarks.readers import MODEL, OURS, LinearTrunk, Timed, UnetWithMemory, perceiver_of
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.instances import components
@@ -187,18 +187,21 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
             if seed and pictures in (5, 400):
                 continue
             one = fitted | {"seed": seed, "pictures": pictures}
-            cells += [one | {"part": "scenes", "method": name, "rate": rate} for name, (_, rate) in METHODS.items()]
+            methods = [one | _of(name) | {"rate": rate} for name, (_, rate) in METHODS.items()]
+            cells += [cell | {"part": "scenes"} for cell in methods]
             if pictures in (20, 100):
-                cells += [
-                    one | {"part": "people", "method": name, "rate": METHODS[name][1]} for name in ("reader", "U-Net")
-                ]
+                cells += [cell | {"part": "people"} for cell in methods if cell["method"] != "linear probe"]
             if pictures in (20, 100) and not seed:
                 recipe = common | {"part": "recipe", "seed": seed, "pictures": pictures, "updates": 2000}
                 cells += [recipe | {"task": task} for task in ("semantic", "instances")]
     cost = {"part": "cost", "model": model, "updates": COST_UPDATES}
-    methods = ("reader", "U-Net", "recipe, semantic", "recipe, instances", "recipe, depth")
-    cells += [cost | {"method": name} for name in methods]
+    names = ("reader", "U-Net", "recipe, semantic", "recipe, instances", "recipe, depth")
+    cells += [cost | _of(name) for name in names]
     return [cell for cell in cells if cell["part"] in chosen.only]
+
+
+def _of(method: str) -> dict[str, Any]:
+    return {"method": method, **(OURS if method == "reader" else {})}
 
 
 SHOWN = (

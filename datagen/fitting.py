@@ -19,7 +19,7 @@ from datagen.readers import open_reader
 from datagen.settings import check_classes
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
-from decoders.manifest import MANIFEST_FILE
+from decoders.manifest import FORMAT, MANIFEST_FILE
 
 if TYPE_CHECKING:
     import decoders.features
@@ -223,6 +223,7 @@ def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, A
     """All that decides a reader, as JSON values: the contents of files instead of their paths."""
     sections = plan.model_dump(mode="json", include={"perceiver", "tasks", "decoder", "fit", "reading"})
     return sections | {
+        "reader_format": FORMAT,
         "model": {"digest": model.digest, "dtype": plan.model.dtype},
         "data": {"classes": list(data.taxonomy.names), "pictures": len(data), "digest": data_digest(data)},
     }

@@ -2,7 +2,8 @@
 
 After DatasetDM (arXiv 2308.06160), with three changes: features are projected *before* they are upsampled (a 1x1
 convolution commutes with bilinear resizing, and is cheaper on the small grid), norms look at one picture at a time, and
-a light path that sees the picture itself makes edges sharp at full size.
+a light path sees the picture itself: it makes edges sharp at full size, and learns the textures that the perceiver was
+never shown.
 """
 
 import math
@@ -26,7 +27,7 @@ class TrunkFeatures:
     """What task heads look at."""
 
     deep: Float[Tensor, "batch deep_channels deep_height deep_width"]
-    """All perceiver levels fused, on the grid of the finest one: wide, knows what things are."""
+    """All perceiver levels fused with the picture, on the grid of the finest one: wide, knows what things are."""
     fine: Float[Tensor, "batch fine_channels height width"]
     """At picture size: narrow, knows where they end."""
     evidence: Float[Tensor, "batch classes evidence_channels deep_height deep_width"] | None = None
@@ -85,8 +86,30 @@ class TwoScaleHead(nn.Module):
         return fine + resize(self.deep(features.deep), fine.shape[-2:])
 
 
+class PicturePath(nn.Module):
+    """The picture at scales 1, 1/2, 1/4, ..., at each with twice the channels of the one before, up to a width."""
+
+    def __init__(self, scales: int, *, narrowest: int, widest: int) -> None:
+        super().__init__()
+        self.widths = [min(widest, narrowest * 2**scale) for scale in range(scales)]
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2 if scale else 1, padding=1)
+            for scale, (before, after) in enumerate(zip([3, *self.widths], self.widths, strict=False))
+        )
+        self.look = nn.ModuleList(Residual(width) for width in self.widths)
+
+    def forward(self, picture: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
+        """From the finest scale to the coarsest."""
+        found: list[Tensor] = []
+        seen = picture
+        for shrink, look in zip(self.shrink, self.look, strict=True):
+            seen = look(shrink(functional.silu(seen) if found else seen))
+            found.append(seen)
+        return found
+
+
 class Trunk(nn.Module):
-    """Perceiver levels fused coarse -> fine, then refined to picture size beside the picture itself."""
+    """Perceiver levels and the picture fused coarse -> fine, then refined to picture size beside the picture alone."""
 
     def __init__(self, spec: FeatureSpec, settings: DecoderSettings) -> None:
         super().__init__()
@@ -105,13 +128,11 @@ class Trunk(nn.Module):
         self.drop = nn.Dropout2d(settings.dropout)
         self.fuse = nn.ModuleList(Residual(width) for _ in inputs)
         self.deep_norm = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU())
-        # Picture scales 1, 1/2, 1/4 ... down to the one above the finest grid.
-        steps = max(1, math.ceil(math.log2(min(spec.strides))))
-        widths = [min(width, settings.fine_width * 2**step) for step in range(steps)]
-        self.stem = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2 if step else 1, padding=1)
-            for step, (before, after) in enumerate(zip([3, *widths], widths, strict=False))
-        )
+        self._scales = [round(math.log2(stride)) for stride in spec.strides]
+        self.picture = PicturePath(1 + max(self._scales), narrowest=settings.fine_width, widest=width)
+        self.join = nn.ModuleList(nn.Conv2d(self.picture.widths[scale], width, 1) for scale in self._scales)
+        # Refined at the scales 1, 1/2, 1/4 ... down to the one above the finest grid.
+        widths = self.picture.widths[: max(1, min(self._scales))]
         self.narrow = nn.ModuleList(
             nn.Conv2d(before, after, 1) for before, after in zip([*widths[1:], width], widths, strict=True)
         )
@@ -143,23 +164,21 @@ class Trunk(nn.Module):
             layer.scale.copy_(scale[:, None, None])
 
     def forward(self, bundle: FeatureBundle) -> TrunkFeatures:
+        picture = self.picture(bundle.image)
         x: Tensor | None = None
-        for joined, standardise, project, fuse in zip(
-            self._inputs(bundle), self.standardise, self.project, self.fuse, strict=True
+        for joined, scale, standardise, project, join, fuse in zip(
+            self._inputs(bundle), self._scales, self.standardise, self.project, self.join, self.fuse, strict=True
         ):
             level = self.drop(project(standardise(joined)))
+            level = level + resize(join(picture[scale]), level.shape[-2:])
             x = fuse(level if x is None else level + resize(x, level.shape[-2:]))
         if x is None:
             raise ValueError("a perceiver must give at least one level")
         deep = self.deep_norm(x)
 
-        stems: list[Tensor] = []
-        seen = bundle.image
-        for convolution in self.stem:
-            seen = convolution(functional.silu(seen) if stems else seen)
-            stems.append(seen)
-        for stem, narrow, refine in zip(reversed(stems), reversed(self.narrow), reversed(self.refine), strict=True):
-            x = refine(stem + resize(narrow(x), stem.shape[-2:]))
+        refined = zip(picture, self.narrow, self.refine, strict=False)  # the coarser ones were fused
+        for seen, narrow, refine in reversed(list(refined)):
+            x = refine(seen + resize(narrow(x), seen.shape[-2:]))
         fine = self.fine_norm(x)
         if not self.open_vocabulary:
             return TrunkFeatures(deep=deep, fine=fine)

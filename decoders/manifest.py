@@ -12,7 +12,7 @@ from decoders.features import FeatureSpec
 from decoders.labels import Taxonomy
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "reader.json"
 WEIGHTS_FILE = "decoder.safetensors"
 

@@ -1,4 +1,4 @@
-"""The trunk: any size, no picture influences another, scale of the input forgotten, sharp edges from the picture."""
+"""The trunk: any size, no picture influences another, scale of the input forgotten, the picture seen at each scale."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_a_dead_channel_stays_finite():
 
 
 @torch.no_grad()
-def test_the_fine_path_sees_single_pixels():
+def test_the_picture_is_seen_pixel_by_pixel_and_joins_what_is_deep():
     decoder, bundle = _decoder(), _bundle(1, 32, 32)
     before = decoder.trunk(bundle)
     bundle.image[0, :, 10, 20] += 1
@@ -96,7 +96,7 @@ def test_the_fine_path_sees_single_pixels():
     row, column = divmod(int(change.argmax()), 32)
     assert abs(row - 10) <= 2
     assert abs(column - 20) <= 2
-    assert torch.equal(after.deep, before.deep)
+    assert not torch.equal(after.deep, before.deep)
 
 
 @pytest.mark.parametrize(("settings", "text"), [({"width": 30}, "multiples of 8"), ({"dropout": 1.0}, "below 1")])

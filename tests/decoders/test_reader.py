@@ -13,7 +13,7 @@ import torch
 from decoders.errors import UserError
 from decoders.features import Perceiver
 from decoders.labels import DenseMap, LabelSet
-from decoders.manifest import ReaderManifest
+from decoders.manifest import FORMAT, ReaderManifest
 from decoders.reader import Reader, fit_reader, load_reader
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 from tests.decoders.toy_perceiver import ToyPerceiver
@@ -188,13 +188,13 @@ def test_a_torn_pair_of_files_is_refused(reader: Reader, other: Reader, tmp_path
     ("damage", "text"),
     [
         (lambda folder: (folder / "reader.json").unlink(), r"is not a reader: no reader\.json in it"),
-        (lambda folder: (folder / "reader.json").write_text('{"format": 1, "mod'), r"reader\.json is damaged \(JSON"),
+        (lambda folder: (folder / "reader.json").write_text('{"format": 2, "mod'), r"reader\.json is damaged \(JSON"),
         (lambda folder: (folder / "reader.json").write_bytes(b'{"a": "\xff"}'), r"reader\.json is damaged \(Unicode"),
         (lambda folder: (folder / "reader.json").write_text("[]"), r"reader\.json is damaged \(TypeError"),
-        (lambda folder: (folder / "reader.json").write_text('{"format": 1}'), r"damaged \(KeyError: 'fit'"),
+        (lambda folder: (folder / "reader.json").write_text(f'{{"format": {FORMAT}}}'), r"damaged \(KeyError: 'fit'"),
         (
-            lambda folder: (folder / "reader.json").write_text('{"format": 7}'),
-            "has format 7, this version reads format 1",
+            lambda folder: (folder / "reader.json").write_text('{"format": 1}'),
+            f"has format 1, this version reads format {FORMAT}",
         ),
         (lambda folder: (folder / "decoder.safetensors").unlink(), r"decoder\.safetensors is missing"),
         (lambda folder: (folder / "decoder.safetensors").write_bytes(b"abc"), "damaged or of another reader"),
