@@ -145,13 +145,16 @@ def test_what_is_most_like_the_real_pictures_is_retrieved(
     assert sorted(others.nearest(2)) == [0, 1, 4, 5]
     assert sorted(found.nearest(2)) == list(range(6))
     assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_students_learn_from_what_was_retrieved(pipelines: Mapping[str, Path], tmp_path: Path):
     plan = write_plan(
         tmp_path / "plan.yaml",
         columns=["retrieved"],
         real_counts=[4],
         seeds=[0],
         pool={"seed": 70, "count": 5},
-        pool_model={"source": source},
+        pool_model={"source": str(pipelines["sd1"])},
     )
     summary = evaluated(plan)
     assert [str(row) for row in rows_of(summary.results)] == ["retrieved: 4 real + 3 retrieved, 3 updates"]

@@ -14,7 +14,7 @@ from decoders.errors import UserError
 from decoders.manifest import ReaderManifest
 from tests.datagen.test_fitting import photographs, write_plan
 
-SWEEP = {"pictures": 3, "timesteps": [5, 60], "noises": [1, 2], "fits": 2}
+SWEEP = {"pictures": 3, "timesteps": [5, 60], "noises": [2], "fits": 2}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def probed(plan: Path) -> Path:
 
 def test_every_setting_is_ranked_and_the_best_are_fitted(probed: Path):
     entries = json.loads((probed / PROBE_FILE).read_text())["ranked"]
-    assert len(entries) == 3 * 2 * 4 * 3
+    assert len(entries) == 3 * 4 * 3
     merits = [round(entry["merit"], 4) for entry in entries]
     assert merits == sorted(merits, reverse=True)
     assert [index for index, entry in enumerate(entries) if entry.get("fitted") is not None] == [0, 1]
@@ -47,7 +47,7 @@ def test_a_second_call_only_reads(plan: Path, probed: Path, monkeypatch: pytest.
     summary = probe_from_plan(plan, probed, **SWEEP)  # pyright: ignore[reportArgumentType]
     assert (probed / PROBE_FILE).read_bytes() == before
     assert str(summary).count("\n") == 12 + 3
-    assert "... and 60 more in" in str(summary)
+    assert "... and 24 more in" in str(summary)
 
 
 def test_an_interrupted_probe_goes_on(plan: Path, probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
