@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ def hits(
     counted = np.asarray(found.masks.any(axis=(1, 2)))
     if not len(found.masks) or not len(truth.masks):
         return np.zeros(len(found.masks), bool), counted
-    ours, theirs = (label.masks.reshape(len(label.masks), -1).astype(np.float32) for label in (found, truth))
+    ours, theirs = _flat(found.masks), _flat(truth.masks)
     shared = ours @ theirs.T
     areas = ours.sum(axis=1, keepdims=True)
     union = np.where(truth.is_crowd, areas, areas + theirs.sum(axis=1) - shared)  # as COCO compares with crowds
@@ -51,12 +52,16 @@ def keypoint_hits(
     alike = (near * given).sum(axis=2) / np.maximum(given.sum(axis=1), 1)
     # Whose points nobody gave is compared by its mask, as a crowd is.
     untold = truth.is_crowd | ~given.any(axis=1)
-    inside = np.einsum("fyx,tyx->ft", found.masks, truth.masks, dtype=np.float32)
-    inside /= np.maximum(found.masks.sum(axis=(1, 2)), 1)[:, None]
-    alike = np.where(untold, inside, alike)
+    ours, theirs = _flat(found.masks), _flat(truth.masks[untold])
+    alike[:, untold] = ours @ theirs.T / np.maximum(ours.sum(axis=1, keepdims=True), 1)
     alike = np.where(counted[:, None] & (truth.category_ids == taxonomy.jointed), alike, 0.0)
     chosen, excused = _choose(found.scores, alike, excusing=untold, least=similarity)
     return chosen, counted & ~excused
+
+
+def _flat(masks: Bool[np.ndarray, "objects height width"]) -> Float[np.ndarray, "objects pixels"]:
+    """As numbers, which are multiplied much faster."""
+    return masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.float32)
 
 
 def _choose(
