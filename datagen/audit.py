@@ -22,6 +22,29 @@ _VALUES = 20
 """Values listed of each style attribute, the commonest first."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a sample and its guide show, looked at once for all tallies; a guide that is not there shows nothing."""
+
+    classes: frozenset[int]
+    pixels: Int64[np.ndarray, " ids"]
+    guide_pixels: Int64[np.ndarray, " ids"]
+    sizes: Int64[np.ndarray, " bands"]
+    guide_sizes: Int64[np.ndarray, " bands"]
+
+    @classmethod
+    def of(cls, sample: StoredSample, taxonomy: Taxonomy) -> "Seen":
+        guide = {} if sample.recipe.guide is None else sample.recipe.guide.labels
+        ids = len(taxonomy) + 1
+        return cls(
+            classes=classes_in(sample.labels),
+            pixels=class_pixels(sample.labels, ids),
+            guide_pixels=class_pixels(guide, ids),
+            sizes=_sizes(sample.labels, taxonomy),
+            guide_sizes=_sizes(guide, taxonomy),
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """What some samples asked for and what they hold."""
@@ -51,17 +74,16 @@ class Tally:
         sizes, guide_sizes = np.zeros((2, len(SIZE_BANDS)), np.int64)
         return cls(pixels=pixels, guide_pixels=guide_pixels, sizes=sizes, guide_sizes=guide_sizes)
 
-    def add(self, sample: StoredSample, taxonomy: Taxonomy) -> None:
+    def add(self, sample: StoredSample, seen: Seen) -> None:
         recipe = sample.recipe
         self.samples += 1
         self.wanted.update(set(recipe.wanted))
-        self.shown.update(classes_in(sample.labels))
-        self.pixels += class_pixels(sample.labels, len(self.pixels))
-        self.sizes += _sizes(sample.labels, taxonomy)
-        if recipe.guide is not None:
-            self.guides += 1
-            self.guide_pixels += class_pixels(recipe.guide.labels, len(self.guide_pixels))
-            self.guide_sizes += _sizes(recipe.guide.labels, taxonomy)
+        self.shown.update(seen.classes)
+        self.pixels += seen.pixels
+        self.guide_pixels += seen.guide_pixels
+        self.sizes += seen.sizes
+        self.guide_sizes += seen.guide_sizes
+        self.guides += recipe.guide is not None
         for name, value in recipe.attributes.items():
             if name == "anchor":
                 self.anchors[value] += 1
@@ -167,9 +189,10 @@ def audit(run: Path, *, judge: Path | None = None, console: Console | None = Non
         for shard in shards:
             store.verify(shard)
             for sample in store.read(shard.index):
-                found.made.add(sample, found.taxonomy)
+                seen = Seen.of(sample, found.taxonomy)
+                found.made.add(sample, seen)
                 if sample.verdict.keep:
-                    found.accepted.add(sample, found.taxonomy)
+                    found.accepted.add(sample, seen)
                     if found.judge is not None:
                         found.judge.add(sample)
                 tick(found.made.samples, total)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datagen.conditions import Condition
 from datagen.conditions.palette import Palette
-from datagen.files import encode_png, read_image
+from datagen.files import read_image
 from datagen.model import Model
 from datagen.plan import part_identity
 from datagen.plugins import OneOf, Part, built, choose_part
@@ -132,8 +132,8 @@ class LocatedControl:
     def digest(self) -> str:
         """Identity of its files, wherever they lie, and of all that it is told."""
         told = self.control.model_dump(mode="json", exclude={"source", "revision", "weight_map"})
-        if self._weight_map is not None:
-            told["weight_map"] = hashlib.sha256(encode_png(self._weight_map)).hexdigest()
+        if self.control.weight_map is not None:
+            told["weight_map"] = file_digest(self.control.weight_map)
         chosen, digest = self.control.condition, getattr(self.condition, "digest", None)
         if isinstance(chosen, Part):
             told["condition"] = part_identity(chosen, self.condition)

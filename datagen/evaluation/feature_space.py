@@ -40,7 +40,7 @@ class FeatureSpace:
         self._model = Model(reference, device=device)
         self._device = device
         folder = Path(reference.source).expanduser()
-        self._vision = folder if is_vision(folder) else None
+        self._vision = folder if _is_vision(folder) else None
         if self._vision and reference.loras:
             raise UserError(
                 f"found LoRA files beside the vision model {folder}, expected them beside diffusion models only; "
@@ -74,7 +74,7 @@ class FeatureSpace:
         return VisionEmbedder(self._vision, self._device() if callable(self._device) else self._device)
 
 
-def is_vision(folder: Path) -> bool:
+def _is_vision(folder: Path) -> bool:
     """Whether a folder says that it holds one model of transformers; pipelines of diffusers have no such file there."""
     file = folder / _CONFIG
     return file.is_file() and "model_type" in read_json(file)
