@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OURS
+from benchmarks.readers import MODEL, OBJECTS, OURS
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.calibration import Reliability
@@ -27,7 +27,7 @@ TASKS = ("semantic", "instances", "depth", "normals")
 COVERAGES = (1.0, 0.9, 0.7)
 UNTUNED: Mapping[str, float | Sequence[float]] = {
     "temperature": 1.0,
-    "score_sigmoid": (1.0, 0.0),
+    "score_sigmoids": (1.0, 0.0),
     "spread_factor": 1.0,
     "concentration_factor": 1.0,
 }
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     chosen = parser.parse_args()
-    common = OURS | {
+    common = OURS | OBJECTS | {
         "model": load_checkpoint(MODEL).base_digest[:16],
         "rate": 4e-3,
         "seed": 0,

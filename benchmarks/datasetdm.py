@@ -196,7 +196,9 @@ class RecipeNetwork(nn.Module):
         height, width = bundle.image.shape[-2:]
         nothing = pixels.new_zeros(len(pixels), 1, height, width)
         embeddings = functional.pad(embeddings, (0, 1))
-        return Objects(classes=classes[:, None], embeddings=embeddings[:, None], deep=pixels, fine=nothing)
+        return Objects(
+            classes=classes[:, None], embeddings=embeddings[:, None], deep=pixels, fine=nothing, kinds=nothing[:, :0]
+        )
 
 
 class RecipeDepth(nn.Module):
@@ -221,7 +223,7 @@ class ClassRegions(Instances):
 
     def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, queries: int, minimum_score: float) -> None:
         everything = replace(taxonomy, is_thing=(True,) * len(taxonomy))
-        super().__init__(trunk, everything, queries=queries, minimum_score=minimum_score)
+        super().__init__(trunk, everything, queries=queries, parts=False, minimum_score=minimum_score)
 
     def target(self, label: Label) -> UInt8[Tensor, "2 height width"]:
         assert isinstance(label, DenseMap)

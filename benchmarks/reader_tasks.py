@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
-from benchmarks.readers import MODEL, OURS, LinearTrunk, Timed, UnetWithMemory, perceiver_of
+from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, perceiver_of
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.instances import components
@@ -142,8 +142,9 @@ def measure_recipe(cell: Cell) -> dict[str, Any]:
 
 def _recipe_task(name: str) -> Instances:
     bare = cast(Trunk, SimpleNamespace(deep_channels=256, fine_channels=8))  # its own network takes the trunk's place
-    kind = ClassRegions if name == "semantic" else Instances
-    return kind(bare, world.TAXONOMY, queries=QUERIES, minimum_score=MINIMUM_SCORE)
+    if name == "semantic":
+        return ClassRegions(bare, world.TAXONOMY, queries=QUERIES, minimum_score=MINIMUM_SCORE)
+    return Instances(bare, world.TAXONOMY, queries=QUERIES, parts=False, minimum_score=MINIMUM_SCORE)
 
 
 def measure_cost(cell: Cell) -> dict[str, Any]:
@@ -201,7 +202,8 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
 
 
 def _of(method: str) -> dict[str, Any]:
-    return {"method": method, **(OURS if method == "reader" else {})}
+    ours = OURS if method == "reader" else {}
+    return {"method": method, **ours, **(OBJECTS if method in ("reader", "U-Net") else {})}
 
 
 SHOWN = (

@@ -7,9 +7,9 @@ from typing import Any, NotRequired, TypedDict, cast
 import numpy as np
 from jaxtyping import Bool, Int64
 from pycocotools import mask as coco_mask
-from scipy import ndimage
 
 from decoders.labels import DenseMap, InstanceSet, LabelSet, Taxonomy, class_map
+from decoders.regions import connected_regions
 
 GIVEN = "given with the pictures"
 LEAST_PIXELS = 16
@@ -20,8 +20,6 @@ _BOUNDS = ["0", *(f"{size:.1%}" for size in _SIZES), "all"]
 SIZE_BANDS = tuple(f"{low} to {high} of it" for low, high in pairwise(_BOUNDS))
 """Shares of the picture by which objects are counted."""
 _coco = cast(Any, coco_mask)  # compiled, without types
-_ndimage = cast(Any, ndimage)
-_EIGHT_NEIGHBOURS = np.ones((3, 3), np.int8)
 
 
 class Rle(TypedDict):
@@ -136,14 +134,11 @@ def components(semantic: DenseMap, taxonomy: Taxonomy, *, min_pixels: int) -> In
     masks: list[Bool[np.ndarray, "height width"]] = []
     categories: list[int] = []
     scores: list[float] = []
-    for semantic_id in (index for index, thing in enumerate(taxonomy.is_thing, start=1) if thing):
-        regions, count = _ndimage.label(ids == semantic_id, structure=_EIGHT_NEIGHBOURS)
-        sizes = np.bincount(regions.ravel(), minlength=count + 1)
-        for region in np.flatnonzero(sizes[1:] >= max(min_pixels, 1)) + 1:
-            mask = regions == region
-            masks.append(mask)
-            categories.append(semantic_id)
-            scores.append(float(semantic.confidence[mask].mean(dtype=np.float64)))
+    things = [index for index, thing in enumerate(taxonomy.is_thing, start=1) if thing]
+    for semantic_id, mask in connected_regions(ids, things, min_pixels=min_pixels):
+        masks.append(mask)
+        categories.append(semantic_id)
+        scores.append(float(semantic.confidence[mask].mean(dtype=np.float64)))
     return InstanceSet.collect(masks, categories, size=(ids.shape[0], ids.shape[1]), scores=scores)
 
 

@@ -101,7 +101,7 @@ def through_sigmoid(scores: Float[Tensor, "*scores"], sigmoid: Float[Tensor, "2"
 
 
 def fit_sigmoid(
-    answers: Sequence[tuple[Float[np.ndarray, " answers"], Bool[np.ndarray, " answers"]]], *, prior: float = 1.0
+    answers: Sequence[tuple[Float[np.ndarray, " _"], Bool[np.ndarray, " _"]]], *, prior: float = 1.0
 ) -> tuple[float, float]:
     """Scale and shift of the scores' logits under which they say how often answers are right (Platt, 1999).
 

@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,15 +98,23 @@ def _predict(
     added_cond_kwargs: dict[str, Tensor] | None,
     return_dict: bool,
 ) -> Any:
-    text: Mapping[str, Any] = {"encoder_hidden_states": encoder_hidden_states, "added_cond_kwargs": added_cond_kwargs}
-    down, middle = control(sample, timestep, controlnet_cond=condition, return_dict=False, **text)
+    wide: torch.dtype = cast(Any, control).dtype  # what is trained is not in half precision; the model may be
+    down, middle = control(
+        sample.to(wide),
+        timestep,
+        encoder_hidden_states=encoder_hidden_states.to(wide),
+        controlnet_cond=condition,
+        added_cond_kwargs=added_cond_kwargs and {name: each.to(wide) for name, each in added_cond_kwargs.items()},
+        return_dict=False,
+    )
     return unet(
         sample,
         timestep,
         down_block_additional_residuals=[residual.to(sample.dtype) for residual in down],
         mid_block_additional_residual=middle.to(sample.dtype),
+        encoder_hidden_states=encoder_hidden_states,
+        added_cond_kwargs=added_cond_kwargs,
         return_dict=return_dict,
-        **text,
     )
 
 

@@ -3,6 +3,9 @@
 Queries ask the deep features for one object each, layer after layer, each layer looking only where the one before saw
 its object (masked attention: Mask2Former, arXiv 2112.01527). Masks are read off the deep and the fine features
 together, as classes are. Unlike DatasetDM's, the objects have classes, and every layer is supervised.
+
+Queries want many examples; which pixels belong to a class is learned from few. So connected parts of such a map are
+proposed beside what the queries found, and the surer one of two sightings stays.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,18 +13,21 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from decoders.average_precision import AveragePrecision, hits
 from decoders.calibration import fit_sigmoid, through_sigmoid
-from decoders.decoder import Trunk, TrunkFeatures, resize
+from decoders.class_losses import IGNORED, balanced_weights, count_pixels, dice_loss, weighted_cross_entropy
+from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
+from decoders.looks import mean_class_logits
 from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
+from decoders.regions import connected_regions
 from decoders.resizing import Size, coarsening
-from decoders.tasks import Score, Task
+from decoders.tasks import Score, Task, picture_of
 
 _FEWEST_PIXELS = 4
 """Of an object in a view; what is left of one that was cropped away teaches nothing."""
@@ -29,6 +35,10 @@ _TUNED_FROM = 0.05
 """Scores below are noise: queries that found nothing."""
 _MASK_SIDE = 128
 """Masks are compared at full size, or where both sides are longer than twice this, at a half, a quarter ..."""
+_QUERIES_WEIGH = 0.2
+"""Of the queries' loss: a sum of large terms, which would drown those of other tasks on the same trunk."""
+_BALANCE = 0.5
+"""As the default of the task `semantic`."""
 
 
 class Objects(NamedTuple):
@@ -40,17 +50,34 @@ class Objects(NamedTuple):
     """The product with a pixel's features is the logit of the pixel belonging to the object."""
     deep: Float[Tensor, "batch deep_channels deep_height deep_width"]
     fine: Float[Tensor, "batch fine_channels height width"]
+    kinds: Float[Tensor, "batch classes_and_none height width"]
+    """Logits of the class of the object at each pixel, the last of there being none; no channels where parts of a map
+    are not asked for."""
+
+
+class Candidates(NamedTuple):
+    """What may be an object of a picture, before overlaps are resolved: queries first, then parts of the map."""
+
+    masks: Bool[Tensor, "candidates height width"]
+    inside: Float[Tensor, "candidates height width"]
+    """Probability of belonging to it."""
+    kinds: Int64[Tensor, " candidates"]
+    scores: Float[Tensor, " candidates"]
+    """As the head says them, not tuned yet."""
+    is_part: Bool[Tensor, " candidates"]
 
 
 class Instances(Task[Objects]):
     """Objects of the countable classes.
 
-    The score is the class probability times the mean probability in the mask, through the sigmoid that fits held-out
-    pictures best: how likely the object is there, with that class and an IoU of 0.5 or more.
+    The score is the class probability times the mean probability in the mask, of a part of the map its mean class
+    probability, through the sigmoid that fits held-out pictures best: how likely the object is there, with that class
+    and an IoU of 0.5 or more.
     """
 
-    score_sigmoid: Tensor
-    """Scale and shift of the scores' logits."""
+    score_sigmoids: Tensor
+    """Scale and shift of the scores' logits, of queries and of parts."""
+    class_weights: Tensor
 
     def __init__(
         self,
@@ -61,14 +88,16 @@ class Instances(Task[Objects]):
         layers: int = 3,
         heads: int = 4,
         no_object: float = 0.1,
+        parts: bool = True,
         minimum_score: float = 0.2,
     ) -> None:
         """Options.
 
         Args:
-            queries: most objects that a picture can have.
+            queries: most objects that they can find in a picture.
             layers: of the transformer decoder.
             no_object: weight of queries without an object in the class loss; there are many more of them.
+            parts: whether connected parts of a map of classes are proposed, too.
             minimum_score: objects below are not reported.
         """
         super().__init__(taxonomy)
@@ -92,7 +121,9 @@ class Instances(Task[Objects]):
         self.heads = heads
         self.no_object = no_object
         self.minimum_score = minimum_score
-        self.register_buffer("score_sigmoid", torch.tensor([1.0, 0.0]))
+        self.register_buffer("score_sigmoids", torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        self.register_buffer("class_weights", torch.ones(len(self.things) + 1), persistent=False)
+        self.seen = TwoScaleHead(trunk, len(self.things) + 1) if parts else None
         self.memory = nn.Conv2d(width, width, 1)
         self.deep = nn.Conv2d(width, width, 1)
         self.fine = nn.Conv2d(trunk.fine_channels, trunk.fine_channels, 1)
@@ -104,11 +135,13 @@ class Instances(Task[Objects]):
         self.embed = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width + trunk.fine_channels))
 
     def calibrate(self, targets: Iterable[UInt8[Tensor, "2 height width"]]) -> None:
-        """There is nothing to measure, only to make sure of."""
-        if not any(bool(((target[0] > 0) & (target[0] < UNKNOWN)).any()) for target in targets):
+        """Shares of the classes among the pixels."""
+        pixels = count_pixels((self._kinds_of(target[None])[0] for target in targets), len(self.things) + 1)
+        if not pixels[:-1].any():
             raise UserError(
                 "no picture has an object to learn from; give instance masks, or leave out the task instances"
             )
+        self.class_weights.copy_(balanced_weights(pixels, _BALANCE))
 
     def forward(self, features: TrunkFeatures) -> Objects:
         deep, fine = self.deep(features.deep), self.fine(features.fine)
@@ -136,6 +169,7 @@ class Instances(Task[Objects]):
             embeddings=torch.stack([embeddings for _, embeddings in found], dim=1),
             deep=deep,
             fine=fine,
+            kinds=fine[:, :0] if self.seen is None else self.seen(features),
         )
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +199,10 @@ class Instances(Task[Objects]):
         return torch.from_numpy(packed)
 
     def loss(self, output: Objects, target: UInt8[Tensor, "batch 2 height width"]) -> Float[Tensor, ""]:
-        """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers."""
+        """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers; and that of the
+        map of classes.
+        """
+        mapped = self._map_loss(output.kinds, self._kinds_of(target))
         factor = coarsening(output.fine.shape[-2:], _MASK_SIDE)
         fine = functional.avg_pool2d(output.fine, factor) if factor > 1 else output.fine
         target = target[:, :, factor // 2 :: factor, factor // 2 :: factor][:, :, : fine.shape[2], : fine.shape[3]]
@@ -174,7 +211,20 @@ class Instances(Task[Objects]):
         for index in range(output.classes.shape[1]):
             classes, embeddings = output.classes[:, index], output.embeddings[:, index]
             losses.append(self._layer_loss(classes, embeddings, output.deep, fine, truths))
-        return torch.stack(losses).mean()
+        return _QUERIES_WEIGH * torch.stack(losses).mean() + mapped
+
+    def _kinds_of(self, target: UInt8[Tensor, "batch 2 height width"]) -> Int64[Tensor, "batch height width"]:
+        """Class of the object at each pixel, the last where there is none; crowds are ignored."""
+        numbers, kinds = target.long().unbind(1)
+        found = torch.where(numbers > 0, kinds, len(self.things))
+        return torch.where(numbers == UNKNOWN, IGNORED, found)
+
+    def _map_loss(
+        self, logits: Float[Tensor, "batch _ height width"], ids: Int64[Tensor, "batch height width"]
+    ) -> Float[Tensor, ""]:
+        if not logits.shape[1]:
+            return logits.sum()
+        return weighted_cross_entropy(logits, ids, self.class_weights) + 0.5 * dice_loss(logits, ids)
 
     def _layer_loss(
         self,
@@ -219,47 +269,64 @@ class Instances(Task[Objects]):
             embeddings=torch.cat([*wide, *narrow], dim=-1),  # products with the joined features add up
             deep=torch.cat([look.deep for look in looks], dim=1),
             fine=torch.cat([look.fine for look in looks], dim=1),
+            kinds=mean_class_logits([look.kinds for look in looks]),
         )
 
     @torch.no_grad()
     def tune_confidence(self, pairs: Iterable[tuple[Objects, Label]]) -> None:
-        """Platt scaling of the scores."""
-        answers: list[tuple[np.ndarray, np.ndarray]] = []
-        self.score_sigmoid.copy_(torch.tensor([1.0, 0.0]))
+        """Platt scaling of the scores, of queries and of parts, each as if there were no others."""
+        answers: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
+        self.score_sigmoids.copy_(torch.tensor([1.0, 0.0]))
         for output, label in pairs:
             truth = _objects(label)
-            for found in self._read(output, (truth.masks.shape[1], truth.masks.shape[2]), minimum_score=_TUNED_FROM):
+            candidates = self._candidates(output, (truth.masks.shape[1], truth.masks.shape[2]))
+            for source, said in enumerate(answers):
+                chosen = candidates.is_part == bool(source)
+                found = self._resolve(Candidates(*(part[chosen] for part in candidates)), minimum_score=_TUNED_FROM)
                 right, counted = hits(found, truth)
-                answers.append((found.scores[counted], right[counted]))
-        self.score_sigmoid.copy_(torch.tensor(fit_sigmoid(answers)))
+                said.append((found.scores[counted], right[counted]))
+        self.score_sigmoids.copy_(torch.tensor([fit_sigmoid(one) for one in answers]))
 
     @torch.no_grad()
     def read(self, output: Objects, size: Size) -> list[Label]:
-        return list(self._read(output, size, minimum_score=self.minimum_score))
+        pictures = (picture_of(output, index) for index in range(len(output.classes)))
+        return [self._resolve(self._candidates(each, size), minimum_score=self.minimum_score) for each in pictures]
 
-    def _read(self, output: Objects, size: Size, *, minimum_score: float) -> list[InstanceSet]:
+    def _candidates(self, output: Objects, size: Size) -> Candidates:
+        """Of one picture."""
         logits = _mask_logits(output.embeddings[:, -1], output.deep, output.fine)
-        return [
-            self._read_one(classes, resize(picture[None].float(), size)[0], minimum_score)
-            for classes, picture in zip(output.classes[:, -1].float(), logits, strict=True)
-        ]
+        inside = resize(logits.float(), size)[0].sigmoid()
+        masks = inside > 0.5
+        certainty, kinds = output.classes[0, -1].float().softmax(1)[:, :-1].max(1)
+        scores = certainty * (inside * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+        queries = Candidates(masks, inside, kinds, scores, torch.zeros_like(kinds, dtype=torch.bool))
+        if not output.kinds.shape[1]:
+            return queries
+        parts = self._parts(resize(output.kinds.float(), size)[0].softmax(0))
+        return Candidates(*(torch.cat(both) for both in zip(queries, parts, strict=True)))
 
-    def _read_one(
-        self,
-        classes: Float[Tensor, "queries classes_and_none"],
-        logits: Float[Tensor, "queries height width"],
-        minimum_score: float,
-    ) -> InstanceSet:
-        """No pixel belongs to two objects: the one that is surer of it keeps it."""
-        certainty, kinds = classes.softmax(1)[:, :-1].max(1)
-        masks = logits > 0
-        inside = (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
-        scores = through_sigmoid(certainty * inside, self.score_sigmoid)
+    def _parts(self, probability: Float[Tensor, "classes_and_none height width"]) -> Candidates:
+        """Connected parts of the map of the likeliest classes."""
+        ids = probability.argmax(0).cpu().numpy().astype(np.uint8)
+        found = list(connected_regions(ids, range(len(self.things)), min_pixels=_FEWEST_PIXELS))
+        kinds = torch.tensor([kind for kind, _ in found], dtype=torch.long, device=probability.device)
+        masks = probability.new_zeros(len(found), *ids.shape, dtype=torch.bool)
+        for mask, (_, region) in zip(masks, found, strict=True):
+            mask.copy_(torch.from_numpy(region))
+        inside = probability[kinds]
+        scores = (inside * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+        return Candidates(masks, inside, kinds, scores, torch.ones_like(kinds, dtype=torch.bool))
+
+    def _resolve(self, candidates: Candidates, *, minimum_score: float) -> InstanceSet:
+        """No pixel belongs to two objects: of those that hold it, the one that is surest of it keeps it."""
+        masks, inside, kinds, raw, is_part = candidates
+        tuned = [through_sigmoid(raw, sigmoid) for sigmoid in self.score_sigmoids]
+        scores = torch.where(is_part, tuned[1], tuned[0])
         kept = torch.nonzero((scores >= minimum_score) & masks.any(2).any(1))[:, 0]
         kept = kept[scores[kept].argsort(descending=True, stable=True)]
         alone = masks[kept]
         if len(kept):
-            owner = (scores[kept, None, None] * logits[kept].sigmoid()).argmax(0)
+            owner = (scores[kept, None, None] * inside[kept] * alone).argmax(0)
             alone = masks[kept] & (owner == torch.arange(len(kept), device=owner.device)[:, None, None])
         # What mostly lay under surer objects was another sighting of them.
         whole = alone.sum((1, 2)) > 0.5 * masks[kept].sum((1, 2))

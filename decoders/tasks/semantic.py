@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from decoders.calibration import Reliability, best_factor
+from decoders.class_losses import IGNORED, balanced_weights, count_pixels, dice_loss, weighted_cross_entropy
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
@@ -17,9 +18,6 @@ from decoders.open_vocabulary import PhraseHead
 from decoders.repair import repair_specks
 from decoders.resizing import Size
 from decoders.tasks import Score, Task, sample_pixels
-
-_VOID = -1
-_HEAVIEST = 10.0
 
 
 class Semantic(Task[Tensor]):
@@ -70,15 +68,8 @@ class Semantic(Task[Tensor]):
         self.register_buffer("temperature", torch.ones(()))
 
     def calibrate(self, targets: Iterable[UInt8[Tensor, "1 height width"]]) -> None:
-        count = len(self.taxonomy)
-        pixels = sum(
-            (torch.bincount(target.flatten().long(), minlength=count + 1)[1:].double() for target in targets),
-            start=torch.zeros(count, dtype=torch.float64),
-        )
-        share = pixels / pixels.sum().clamp_min(1)
-        weights = torch.where(share > 0, share.clamp_min(1e-9) ** -self.balance, 1.0)
-        weights = weights / (weights * share).sum().clamp_min(1e-9)  # the mean pixel weighs 1 whatever the balance
-        self.class_weights.copy_(torch.where(share > 0, weights.clamp_max(_HEAVIEST), 1.0))
+        pixels = count_pixels((target[0].long() - 1 for target in targets), len(self.taxonomy))
+        self.class_weights.copy_(balanced_weights(pixels, self.balance))
 
     def forward(self, features: TrunkFeatures) -> Float[Tensor, "batch classes height width"]:
         return self.head(features)
@@ -97,20 +88,9 @@ class Semantic(Task[Tensor]):
     def loss(
         self, output: Float[Tensor, "batch classes height width"], target: UInt8[Tensor, "batch 1 height width"]
     ) -> Float[Tensor, ""]:
-        ids = target[:, 0].long() - 1  # void becomes -1
-        known = ids != _VOID
-        entropy = functional.cross_entropy(
-            output,
-            ids,
-            weight=self.class_weights,
-            ignore_index=_VOID,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
-        loss = entropy / (self.class_weights[ids.clamp_min(0)] * known).sum().clamp_min(1e-6)
-        if self.dice:
-            loss = loss + self.dice * _dice_loss(output, ids, known)
-        return loss
+        ids = target[:, 0].long() - 1  # void is ignored
+        loss = weighted_cross_entropy(output, ids, self.class_weights, label_smoothing=self.label_smoothing)
+        return loss + self.dice * dice_loss(output, ids) if self.dice else loss
 
     def merge(self, looks: Sequence[Float[Tensor, "batch classes height width"]]) -> Tensor:
         return mean_class_logits(looks)
@@ -122,7 +102,7 @@ class Semantic(Task[Tensor]):
         truths: list[Tensor] = []
         for output, label in pairs:
             ids = self.target(label).flatten().long() - 1
-            chosen = sample_pixels(ids != _VOID)
+            chosen = sample_pixels(ids != IGNORED)
             logits.append(output[0].flatten(1).T[chosen.to(output.device)].float().cpu())
             truths.append(ids[chosen])
         found, wanted = torch.cat(logits), torch.cat(truths)
@@ -186,18 +166,3 @@ def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size, small
     ids, repairs = repair_specks(probability.argmax(0).astype(np.uint8), smallest_px=smallest_px)
     confidence = np.take_along_axis(probability, ids[None].astype(np.intp), axis=0)[0]
     return semantic_map(ids + np.uint8(1), confidence, repairs=repairs)
-
-
-def _dice_loss(
-    output: Float[Tensor, "batch classes height width"],
-    ids: Int64[Tensor, "batch height width"],
-    known: Tensor,
-) -> Float[Tensor, ""]:
-    """1 - Dice, averaged over the classes present in the batch."""
-    probability = output.softmax(1) * known[:, None]
-    truth = torch.zeros_like(probability).scatter_(1, ids.clamp_min(0)[:, None], known[:, None].to(output.dtype))
-    truth_area = truth.sum((0, 2, 3))
-    overlap = (probability * truth).sum((0, 2, 3))
-    dice = (2 * overlap + 1) / (probability.sum((0, 2, 3)) + truth_area + 1)
-    present = (truth_area > 0).to(output.dtype)
-    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)

@@ -12,7 +12,7 @@ from decoders.errors import UserError
 from decoders.features import FeatureSpec
 from decoders.labels import InstanceSet, Taxonomy
 from decoders.settings import DecoderSettings
-from decoders.tasks.instances import Instances
+from decoders.tasks.instances import Instances, Objects
 
 TAXONOMY = Taxonomy(
     names=("ground", "disc", "bar"),
@@ -80,6 +80,52 @@ def test_touching_objects_of_one_class_are_told_apart():
             assert found.masks.sum(axis=0).max(initial=0) <= 1
             score.add(found, truth)
     assert score.result()["ap50"] > 0.9
+
+
+def sighted(*, query: float, part: float) -> Objects:
+    """A disc of 10 x 10 pixels, seen by the first of two queries and on the map of classes, as surely as said."""
+    there = torch.from_numpy(box(4, 4, 10, 10)).float()
+    classes = torch.tensor([[query, 1 - query], [0.01, 0.99]]).log()
+    mapped = torch.stack([part * there, 0 * there, 1 - part * there]).clamp_min(1e-6).log()
+    embeddings = torch.zeros(2, 24)
+    embeddings[:, 16] = 9
+    return Objects(
+        classes=torch.cat([classes[:, :1], torch.full((2, 1), -9.0), classes[:, 1:]], dim=1)[None, None],
+        embeddings=embeddings[None, None],
+        deep=torch.zeros(1, 16, 8, 8),
+        fine=torch.cat([2 * there[None] - 1, torch.zeros(7, 32, 32)])[None],
+        kinds=mapped[None],
+    )
+
+
+@pytest.mark.parametrize(("query", "part"), [(0.9, 0.0), (0.01, 0.7), (0.9, 0.7), (0.6, 0.8)])
+def test_an_object_is_said_once_whoever_saw_it_and_with_the_surer_score(query: float, part: float):
+    (found,) = task(queries=2).read(sighted(query=query, part=part), (32, 32))
+    assert isinstance(found, InstanceSet)
+    assert found.category_ids.tolist() == [2]
+    assert np.array_equal(found.masks[0], box(4, 4, 10, 10))
+    assert found.scores[0] == pytest.approx(max(query, part), abs=0.01)
+
+
+def test_without_parts_only_queries_are_asked():
+    silent = sighted(query=0.01, part=0.7)
+    (found,) = task(queries=2, parts=False).read(silent._replace(kinds=silent.fine[:, :0]), (32, 32))
+    assert isinstance(found, InstanceSet)
+    assert not len(found.masks)
+    assert task(queries=2, parts=False).eval()(features([objects()])).kinds.shape[1] == 0
+
+
+def test_scores_of_queries_and_of_parts_are_tuned_apart():
+    """Queries are right, parts lie where nothing is."""
+    learner = task(queries=2)
+    there, nothing = objects((2, box(4, 4, 10, 10))), objects()
+    right, wrong = sighted(query=0.5, part=0.0), sighted(query=0.01, part=0.5)
+    learner.tune_confidence([(right, there), (wrong, nothing)] * 20)
+    learner.minimum_score = 0.01
+    for output, expected in ((right, 1.0), (wrong, 0.0)):
+        (found,) = learner.read(output, (32, 32))
+        assert isinstance(found, InstanceSet)
+        assert found.scores[0] == pytest.approx(expected, abs=0.15)
 
 
 def test_a_target_puts_small_objects_on_top_and_crowds_aside():
