@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     chosen = parser.parse_args()
-    common = OURS | OBJECTS | {
+    common = {
+        **OURS,
+        **OBJECTS,
         "model": load_checkpoint(MODEL).base_digest[:16],
         "rate": 4e-3,
         "seed": 0,

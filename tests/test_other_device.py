@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from datagen.adaptation import adherence, denoising, samples
+from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation import vision
 from datagen.launchers.local import Local
 from decoders import checkpoint
 from decoders.features import FeatureBundle
-from decoders.reader import Reader
+from decoders.reader import Reader, fit_reader
+from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 from tests.datagen import (
     test_adapt,
     test_compare,
@@ -28,7 +30,7 @@ from tests.datagen import (
     test_fitting,
     test_generators,
 )
-from tests.decoders import test_keypoints, test_open_vocabulary
+from tests.decoders import test_open_vocabulary
 from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.other_device import OTHER, other_device
 
@@ -63,21 +65,40 @@ def on_the_other_device() -> Iterator[None]:
 
 # Fixtures, then the tests that are run again.
 plan, reader = test_fitting.plan, test_fitting.reader
-fitted = test_open_vocabulary.fitted
 controls = test_controlnet.controls
 walls = test_adapt.walls
 test_fit = test_fitting.test_an_equal_plan_keeps_the_reader_and_measures_it
-test_keypoints_and_objects = test_keypoints.test_keypoints_alone_and_with_instances_are_fitted_saved_and_read
-test_open_vocabulary_is_asked = test_open_vocabulary.test_a_class_that_was_never_shown_is_found
 test_draw = test_generators.test_a_lora_changes_pictures
-test_several_strengths = test_controlnet.test_class_scales_are_strengths_at_places
 test_image_to_image = test_controlnet.test_drawing_may_begin_from_the_picture
-test_fusion = test_controlnet.test_fusion_draws_each_window_for_what_it_shows
+test_fusion = test_controlnet.test_guides_of_any_size_are_drawn_at_theirs
 test_train_control = test_control.test_what_is_written_is_what_a_generator_takes
 test_adapt_and_sample = test_adapt.test_samples_are_drawn_from_the_same_noise_and_curves_are_kept
 test_student_and_teacher = test_evaluation.test_an_interrupted_training_goes_on_to_the_bit
 test_datasets_compared = test_compare.test_two_datasets
 test_vision_model = test_compare.test_a_vision_model_is_a_space
+
+
+def test_every_task_is_fitted_and_read():
+    scenes = PocketScenes(count=4, height=32, width=32, close_up=True)
+    tasks = ("semantic", "instances", "depth", "relative_depth", "normals", "keypoints")
+    reader = fit_reader(
+        ToyPerceiver(classes=len(scenes.taxonomy)),
+        scenes,
+        scenes.taxonomy,
+        tasks={task: {} for task in tasks},
+        settings=FitSettings(updates=3, batch_size=2, views=1, evaluations=1, holdout=0.5),
+        decoder=DecoderSettings(width=16, fine_width=8),
+        reading=ReadSettings(looks=2),
+    )
+    assert reader.read([scenes[0].image])[0].keys() == {*tasks} - {"keypoints"}
+    assert reader.evaluate(scenes).keys() == {*tasks}
+
+
+def test_an_open_vocabulary_is_fitted_and_asked():
+    known = ("red", "green", "yellow")
+    reader = test_open_vocabulary.fit_on(known, updates=3, evaluations=1)
+    (picture,) = test_open_vocabulary.pictures(1, known, known=known)
+    assert reader.read([picture.image])[0].keys() == {"semantic"}
 
 
 def _moved(perceive: Callable[..., FeatureBundle]) -> Callable[..., FeatureBundle]:

@@ -74,12 +74,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fitted on all but blue, in pictures that hold blue too."""
     known = ("red", "green", "yellow")
     folder = tmp_path_factory.mktemp("reader")
-    reader = _fit(known)
+    reader = fit_on(known)
     reader.save(folder, model={})
     return folder
 
 
-def _fit(known: tuple[str, ...], tasks: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Reader:
+def fit_on(known: tuple[str, ...], tasks: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Reader:
     return fit_reader(
         Attentive(known),
         pictures(8, tuple(COLORS), known=known),
@@ -139,7 +139,7 @@ def test_a_fixed_vocabulary_cannot_be_asked(tmp_path: Path):
 
 def test_what_cannot_be_open_is_refused():
     with pytest.raises(UserError, match="task instances says the classes it was fitted on"):
-        _fit(("red", "green"), {"semantic": {}, "instances": {}}, updates=2, evaluations=1)
+        fit_on(("red", "green"), {"semantic": {}, "instances": {}}, updates=2, evaluations=1)
     perceiver = Attentive(("red",))
     perceiver.spec = replace(perceiver.spec, attention_maps=(0,))
     with pytest.raises(UserError, match="this perceiver gives none; set its `attention`"):
