@@ -197,7 +197,7 @@ class RecipeNetwork(nn.Module):
         nothing = pixels.new_zeros(len(pixels), 1, height, width)
         embeddings = functional.pad(embeddings, (0, 1))
         return Objects(
-            classes=classes[:, None], embeddings=embeddings[:, None], deep=pixels, fine=nothing, kinds=nothing[:, :0]
+            classes=classes[:, None], embeddings=embeddings[:, None], deep=pixels, fine=nothing, seen=nothing[:, :0]
         )
 
 

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
+from decoders.regions import numbered_regions
+
 _ndimage = cast(Any, ndimage)
-_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 def repair_specks(
@@ -29,8 +30,7 @@ def _specks(ids: UInt8[np.ndarray, "height width"], smallest_px: int) -> tuple[B
     specks = np.zeros(ids.shape, bool)
     count = 0
     for value in np.unique(ids):
-        regions, _ = _ndimage.label(ids == value, structure=_EIGHT_NEIGHBOURS)
-        sizes = np.bincount(regions.ravel())
+        regions, sizes = numbered_regions(ids == value)
         sizes[0] = smallest_px  # the rest of the picture
         specks |= (sizes < smallest_px)[regions]
         count += int((sizes < smallest_px).sum())

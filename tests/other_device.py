@@ -21,6 +21,18 @@ _TAKES_PLACES = frozenset({_aten.index.Tensor, _aten.index_put.default, _aten.in
 """Of what lies on a GPU, those picked may be told by the CPU."""
 
 
+def _dispatch(
+    _: object,
+    func: Callable[..., Any],
+    types: Sequence[type],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """For a tensor of `OTHER`, and while it can be named, for every operation."""
+    del types
+    return _compute(func, args, kwargs or {})
+
+
 class Elsewhere(Tensor):
     """A tensor on `OTHER`."""
 
@@ -64,16 +76,7 @@ class Elsewhere(Tensor):
         del tensor_contents
         return f"Elsewhere({self.here!r})"
 
-    @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        del types
-        return _compute(func, args, kwargs or {})
+    __torch_dispatch__: Any = classmethod(_dispatch)
 
 
 @contextmanager
@@ -91,15 +94,7 @@ def other_device() -> Generator[None]:
 class _Dispatched(TorchDispatchMode):
     """Sees operations without any tensor, too."""
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        del types
-        return _compute(func, args, kwargs or {})
+    __torch_dispatch__: Any = _dispatch
 
 
 class _Created(TorchFunctionMode):

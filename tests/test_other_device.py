@@ -41,6 +41,13 @@ pytestmark = [
 ]
 
 
+def _moved(perceive: Callable[..., FeatureBundle]) -> Callable[..., FeatureBundle]:
+    def there(*arguments: Any, **named: Any) -> FeatureBundle:
+        return perceive(*arguments, **named).to(OTHER)
+
+    return there
+
+
 @pytest.fixture(autouse=True, scope="module")
 def on_the_other_device() -> Iterator[None]:
     """As on a machine with one GPU: what names no device is there."""
@@ -99,13 +106,6 @@ def test_an_open_vocabulary_is_fitted_and_asked():
     reader = test_open_vocabulary.fit_on(known, updates=3, evaluations=1)
     (picture,) = test_open_vocabulary.pictures(1, known, known=known)
     assert reader.read([picture.image])[0].keys() == {"semantic"}
-
-
-def _moved(perceive: Callable[..., FeatureBundle]) -> Callable[..., FeatureBundle]:
-    def there(*arguments: Any, **named: Any) -> FeatureBundle:
-        return perceive(*arguments, **named).to(OTHER)
-
-    return there
 
 
 def test_a_tensor_that_was_left_behind_is_found():

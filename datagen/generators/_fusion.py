@@ -21,6 +21,7 @@ from datagen.records import Guide, Recipe
 from decoders.checkpoint import Checkpoint
 from decoders.features import to_pixels
 from decoders.labels import semantic_ids
+from decoders.regions import numbered_regions
 from decoders.resizing import Size, round_size
 
 
@@ -34,12 +35,10 @@ def large_regions(ids: UInt8[np.ndarray, "height width"], keep_above: float) -> 
     """Pixels in connected regions of one class that cover more than this share of the picture; never void."""
     kept = np.zeros(ids.shape, bool)
     for semantic_id in (int(value) for value in np.unique(ids) if value):
-        _, parts, statistics, _ = cv2.connectedComponentsWithStats(
-            (ids == semantic_id).astype(np.uint8), connectivity=8
-        )
-        large = statistics[:, cv2.CC_STAT_AREA] > keep_above * ids.size
+        regions, sizes = numbered_regions(ids == semantic_id)
+        large = sizes > keep_above * ids.size
         large[0] = False  # what is not of this class
-        kept |= large[parts]
+        kept |= large[regions]
     return kept
 
 

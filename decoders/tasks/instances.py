@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from decoders.average_precision import AveragePrecision, hits
 from decoders.calibration import fit_sigmoid, through_sigmoid
-from decoders.class_losses import IGNORED, balanced_weights, count_pixels, dice_loss, weighted_cross_entropy
+from decoders.class_losses import IGNORED, balanced_weights, class_loss, count_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
@@ -37,8 +37,6 @@ _MASK_SIDE = 128
 """Masks are compared at full size, or where both sides are longer than twice this, at a half, a quarter ..."""
 _QUERIES_WEIGH = 0.2
 """Of the queries' loss: a sum of large terms, which would drown those of other tasks on the same trunk."""
-_BALANCE = 0.5
-"""As the default of the task `semantic`."""
 
 
 class Objects(NamedTuple):
@@ -50,7 +48,7 @@ class Objects(NamedTuple):
     """The product with a pixel's features is the logit of the pixel belonging to the object."""
     deep: Float[Tensor, "batch deep_channels deep_height deep_width"]
     fine: Float[Tensor, "batch fine_channels height width"]
-    kinds: Float[Tensor, "batch classes_and_none height width"]
+    seen: Float[Tensor, "batch classes_and_none height width"]
     """Logits of the class of the object at each pixel, the last of there being none; no channels where parts of a map
     are not asked for."""
 
@@ -141,7 +139,7 @@ class Instances(Task[Objects]):
             raise UserError(
                 "no picture has an object to learn from; give instance masks, or leave out the task instances"
             )
-        self.class_weights.copy_(balanced_weights(pixels, _BALANCE))
+        self.class_weights.copy_(balanced_weights(pixels))
 
     def forward(self, features: TrunkFeatures) -> Objects:
         deep, fine = self.deep(features.deep), self.fine(features.fine)
@@ -169,7 +167,7 @@ class Instances(Task[Objects]):
             embeddings=torch.stack([embeddings for _, embeddings in found], dim=1),
             deep=deep,
             fine=fine,
-            kinds=fine[:, :0] if self.seen is None else self.seen(features),
+            seen=fine[:, :0] if self.seen is None else self.seen(features),
         )
 
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +200,8 @@ class Instances(Task[Objects]):
         """Class, mask and Dice loss of matched queries, weighted 2, 5 and 5, in the mean over layers; and that of the
         map of classes.
         """
-        mapped = self._map_loss(output.kinds, self._kinds_of(target))
+        has_map = output.seen.shape[1] > 0
+        mapped = class_loss(output.seen, self._kinds_of(target), self.class_weights) if has_map else 0.0
         factor = coarsening(output.fine.shape[-2:], _MASK_SIDE)
         fine = functional.avg_pool2d(output.fine, factor) if factor > 1 else output.fine
         target = target[:, :, factor // 2 :: factor, factor // 2 :: factor][:, :, : fine.shape[2], : fine.shape[3]]
@@ -218,13 +217,6 @@ class Instances(Task[Objects]):
         numbers, kinds = target.long().unbind(1)
         found = torch.where(numbers > 0, kinds, len(self.things))
         return torch.where(numbers == UNKNOWN, IGNORED, found)
-
-    def _map_loss(
-        self, logits: Float[Tensor, "batch _ height width"], ids: Int64[Tensor, "batch height width"]
-    ) -> Float[Tensor, ""]:
-        if not logits.shape[1]:
-            return logits.sum()
-        return weighted_cross_entropy(logits, ids, self.class_weights) + 0.5 * dice_loss(logits, ids)
 
     def _layer_loss(
         self,
@@ -269,7 +261,7 @@ class Instances(Task[Objects]):
             embeddings=torch.cat([*wide, *narrow], dim=-1),  # products with the joined features add up
             deep=torch.cat([look.deep for look in looks], dim=1),
             fine=torch.cat([look.fine for look in looks], dim=1),
-            kinds=mean_class_logits([look.kinds for look in looks]),
+            seen=mean_class_logits([look.seen for look in looks]),
         )
 
     @torch.no_grad()
@@ -298,11 +290,11 @@ class Instances(Task[Objects]):
         inside = resize(logits.float(), size)[0].sigmoid()
         masks = inside > 0.5
         certainty, kinds = output.classes[0, -1].float().softmax(1)[:, :-1].max(1)
-        scores = certainty * (inside * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+        scores = certainty * _mean_in(masks, inside)
         queries = Candidates(masks, inside, kinds, scores, torch.zeros_like(kinds, dtype=torch.bool))
-        if not output.kinds.shape[1]:
+        if not output.seen.shape[1]:
             return queries
-        parts = self._parts(resize(output.kinds.float(), size)[0].softmax(0))
+        parts = self._parts(resize(output.seen.float(), size)[0].softmax(0))
         return Candidates(*(torch.cat(both) for both in zip(queries, parts, strict=True)))
 
     def _parts(self, probability: Float[Tensor, "classes_and_none height width"]) -> Candidates:
@@ -310,12 +302,9 @@ class Instances(Task[Objects]):
         ids = probability.argmax(0).cpu().numpy().astype(np.uint8)
         found = list(connected_regions(ids, range(len(self.things)), min_pixels=_FEWEST_PIXELS))
         kinds = torch.tensor([kind for kind, _ in found], dtype=torch.long, device=probability.device)
-        masks = probability.new_zeros(len(found), *ids.shape, dtype=torch.bool)
-        for mask, (_, region) in zip(masks, found, strict=True):
-            mask.copy_(torch.from_numpy(region))
-        inside = probability[kinds]
-        scores = (inside * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
-        return Candidates(masks, inside, kinds, scores, torch.ones_like(kinds, dtype=torch.bool))
+        regions = np.array([region for _, region in found], bool).reshape(-1, *ids.shape)
+        masks, inside = torch.from_numpy(regions).to(probability.device), probability[kinds]
+        return Candidates(masks, inside, kinds, _mean_in(masks, inside), torch.ones_like(kinds, dtype=torch.bool))
 
     def _resolve(self, candidates: Candidates, *, minimum_score: float) -> InstanceSet:
         """No pixel belongs to two objects: of those that hold it, the one that is surest of it keeps it."""
@@ -341,6 +330,13 @@ class Instances(Task[Objects]):
 
     def score(self) -> Score:
         return AveragePrecision(self.taxonomy)
+
+
+def _mean_in(
+    masks: Bool[Tensor, "candidates height width"], values: Float[Tensor, "candidates height width"]
+) -> Float[Tensor, " candidates"]:
+    """Of each candidate over its mask; 0 where that is empty."""
+    return (values * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
 
 
 def _mask_logits(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from decoders.calibration import Reliability, best_factor
-from decoders.class_losses import IGNORED, balanced_weights, count_pixels, dice_loss, weighted_cross_entropy
+from decoders.class_losses import BALANCE, DICE, IGNORED, balanced_weights, class_loss, count_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import CATEGORY, DenseMap, Label, Taxonomy, semantic_map
@@ -36,8 +36,8 @@ class Semantic(Task[Tensor]):
         trunk: Trunk,
         taxonomy: Taxonomy,
         *,
-        balance: float = 0.5,
-        dice: float = 0.5,
+        balance: float = BALANCE,
+        dice: float = DICE,
         label_smoothing: float = 0.02,
         smallest_px: int = 20,
     ) -> None:
@@ -89,8 +89,7 @@ class Semantic(Task[Tensor]):
         self, output: Float[Tensor, "batch classes height width"], target: UInt8[Tensor, "batch 1 height width"]
     ) -> Float[Tensor, ""]:
         ids = target[:, 0].long() - 1  # void is ignored
-        loss = weighted_cross_entropy(output, ids, self.class_weights, label_smoothing=self.label_smoothing)
-        return loss + self.dice * dice_loss(output, ids) if self.dice else loss
+        return class_loss(output, ids, self.class_weights, dice=self.dice, label_smoothing=self.label_smoothing)
 
     def merge(self, looks: Sequence[Float[Tensor, "batch classes height width"]]) -> Tensor:
         return mean_class_logits(looks)

@@ -94,7 +94,7 @@ def sighted(*, query: float, part: float) -> Objects:
         embeddings=embeddings[None, None],
         deep=torch.zeros(1, 16, 8, 8),
         fine=torch.cat([2 * there[None] - 1, torch.zeros(7, 32, 32)])[None],
-        kinds=mapped[None],
+        seen=mapped[None],
     )
 
 
@@ -109,10 +109,10 @@ def test_an_object_is_said_once_whoever_saw_it_and_with_the_surer_score(query: f
 
 def test_without_parts_only_queries_are_asked():
     silent = sighted(query=0.01, part=0.7)
-    (found,) = task(queries=2, parts=False).read(silent._replace(kinds=silent.fine[:, :0]), (32, 32))
+    (found,) = task(queries=2, parts=False).read(silent._replace(seen=silent.fine[:, :0]), (32, 32))
     assert isinstance(found, InstanceSet)
     assert not len(found.masks)
-    assert task(queries=2, parts=False).eval()(features([objects()])).kinds.shape[1] == 0
+    assert task(queries=2, parts=False).eval()(features([objects()])).seen.shape[1] == 0
 
 
 def test_scores_of_queries_and_of_parts_are_tuned_apart():
