@@ -285,7 +285,7 @@ class Recipe:
             if step % max(1, updates // evaluations) == 0:
                 spent += time.perf_counter() - started
                 curve.seconds.append(spent)
-                curve.merits.append(self.score([loaded[index] for index in held]).merit)
+                curve.merits.append(self.score([loaded[index] for index in held]).merit or 0.0)
                 started = time.perf_counter()
         return curve
 

@@ -128,6 +128,8 @@ class Timed:
     def __init__(self) -> None:
         self.evaluated_s: list[float] = []
         """From the start of the fit, views included, to each evaluation."""
+        self.views_s = 0.0
+        """Until all views were perceived."""
         self._started = self._before = time.perf_counter()
         self._updates: list[float] = []
 
@@ -138,6 +140,8 @@ class Timed:
                 self.evaluated_s.append(now - self._started)
             else:
                 self._updates.append(now - self._before)
+        else:
+            self.views_s = now - self._started
         self._before = now
 
     @property

@@ -119,7 +119,7 @@ def generate(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Make a labelled dataset from prompts. The same command again goes on where the last one stopped."""
+    """Make a labelled dataset from prompts, layouts or pictures. The same command again goes on where it stopped."""
     from datagen.generation import generate as run
     from datagen.progress import Bar
 
@@ -220,7 +220,7 @@ def compare(
         Path,
         typer.Argument(metavar="REFERENCE", help="What it should be like: a COCO dataset, or a folder of pictures."),
     ],
-    to: Annotated[Path | None, typer.Option("--to", metavar="FILE.json", help="The figures, to be read on.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE.json", help="The figures as JSON.")] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -341,7 +341,7 @@ def show(
     to: Annotated[Path, typer.Option("--to", metavar="SHEET.png")],
     count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 16,
 ) -> None:
-    """Draw a contact sheet: picture, semantic overlay, depth."""
+    """Draw a contact sheet: each picture with its classes, objects, depth and other labels."""
     from datagen.sheet import contact_sheet
 
     contact_sheet(dataset, to=to, count=count)

@@ -29,10 +29,6 @@ def _choices(kind: type[_Choice], at: str, values: Any) -> _Choice:
     return kind(**{name: getattr(checked, name) for name in checked.model_fields_set}, **inner)
 
 
-def _as_json(values: Any) -> Any:
-    return None if values is None else asdict(values)
-
-
 def _dataset(at: str, values: Any) -> Part | None:
     return None if values is None and at == "validation" else choose_part("datasets", values, at=at)
 
@@ -72,15 +68,15 @@ class FitPlan(Settings):
     tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
     """Task name -> options: what the reader learns to say; a list of names where the options are the defaults."""
     decoder: Annotated[
-        DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(_as_json)
+        DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(asdict)
     ] = DecoderSettings()
-    fit: Annotated[FitSettings, PlainValidator(partial(_choices, FitSettings, "fit")), PlainSerializer(_as_json)] = (
+    fit: Annotated[FitSettings, PlainValidator(partial(_choices, FitSettings, "fit")), PlainSerializer(asdict)] = (
         FitSettings()
     )
     reading: Annotated[
-        ReadSettings | None, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(_as_json)
-    ] = None
-    """How the reader looks at pictures; at the scale it was fitted at when left out."""
+        ReadSettings, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(asdict)
+    ] = ReadSettings()
+    """How the reader looks at pictures."""
     data: Annotated[Part, PlainValidator(partial(_dataset, "data"))]
     """The few annotated pictures."""
     validation: Annotated[Part | None, PlainValidator(partial(_dataset, "validation"))] = None

@@ -68,7 +68,7 @@ def make_view(
     zoom = 1.0 if view == 0 else float(np.exp(stream.uniform(np.log(low), np.log(high))))
     scaled = (max(1, round(native[0] * cover * zoom)), max(1, round(native[1] * cover * zoom)))
     # A reader scales pictures by their short side; against that, this view shows things larger by `magnification`.
-    magnification = cover * zoom / (min(size) / min(native)) if view else 1.0
+    magnification = cover * zoom / (min(size) / min(native))
     labels = {name: _nearer(resize_label(label, scaled), magnification) for name, label in picture.labels.items()}
     image, labels = _move(
         resize_image(picture.image, scaled), labels, view, size, augmentation, int(stream.integers(2**31))

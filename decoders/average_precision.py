@@ -128,8 +128,8 @@ class AveragePrecision:
         }
 
     @property
-    def merit(self) -> float:
-        return self.result().get("ap50", 0.0)
+    def merit(self) -> float | None:
+        return self.result().get("ap50")
 
 
 class ObjectKeypointSimilarity:
@@ -194,8 +194,8 @@ class ObjectKeypointSimilarity:
         }
 
     @property
-    def merit(self) -> float:
-        return self.result().get("oks_ap", 0.0)
+    def merit(self) -> float | None:
+        return self.result().get("oks_ap")
 
 
 def average_precision(

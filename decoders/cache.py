@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,8 @@ class CachePlan:
     views: int
     """Of each picture learned from."""
     view_bytes: int
+    held_out_bytes: int
+    """Of each held-out picture: all looks at it, and its labels as they are."""
 
     @property
     def total(self) -> int:
@@ -60,7 +63,7 @@ class CachePlan:
 
     @property
     def nbytes(self) -> int:
-        return self.total * self.view_bytes
+        return len(self.fitted) * self.views * self.view_bytes + len(self.held_out) * self.held_out_bytes
 
     def order(self) -> Iterator[tuple[int, int]]:
         """(picture number, view number), held-out pictures first, one picture's views together."""
@@ -95,19 +98,25 @@ def plan_cache(
     fitted: Sequence[int],
     held_out: Sequence[int],
     settings: FitSettings,
+    looks: int = 1,
 ) -> CachePlan:
     """As many of the wanted views as the cache may hold, found out before any feature is computed.
+
+    Args:
+        looks: see `cache_views`.
 
     Raises:
         UserError: not even the plain view of each picture fits.
     """
     sample = _view(learnable(first, tasks), 0, tasks, size, settings, 0)
-    per_view = _feature_bytes(spec, size) + sum(target.nbytes for target in make_targets(sample, tasks).values())
-    room = int(settings.cache_gb * 2**30) // per_view - len(held_out)
+    features = _feature_bytes(spec, size)
+    per_view = features + sum(target.nbytes for target in make_targets(sample, tasks).values())
+    per_held_out = per_view + (looks - 1) * features + sum(_label_bytes(label) for label in sample.labels.values())
+    room = (int(settings.cache_gb * 2**30) - len(held_out) * per_held_out) // per_view
     if room < len(fitted):
-        pictures = len(fitted) + len(held_out)
+        needed = len(fitted) * per_view + len(held_out) * per_held_out
         raise UserError(
-            f"{pictures} pictures need a cache of {pictures * per_view / 2**30:.3f} GiB even at one view each, "
+            f"{len(fitted) + len(held_out)} pictures need a cache of {needed / 2**30:.3f} GiB even at one view each, "
             f"and cache_gb is {settings.cache_gb:g}; raise cache_gb, lower size, or fit on fewer pictures"
         )
     return CachePlan(
@@ -116,6 +125,7 @@ def plan_cache(
         held_out=tuple(held_out),
         views=min(settings.views, room // len(fitted)),
         view_bytes=per_view,
+        held_out_bytes=per_held_out,
     )
 
 
@@ -235,6 +245,11 @@ def _view(
         seed=(settings.seed, index),
         mirrored_points=skeleton.mirrored if skeleton else (),
     )
+
+
+def _label_bytes(label: Label) -> int:
+    arrays = [getattr(label, field.name) for field in fields(label)]
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def _feature_bytes(spec: FeatureSpec, size: Size) -> int:

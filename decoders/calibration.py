@@ -13,6 +13,9 @@ _BINS = 15
 _LEAST = 1e-4
 """A score has a logit from here to 1 less that."""
 _SLOTS = 20 * _BINS
+_PRIOR = 0.0025
+"""How strongly a factor of 1 is preferred. Pixels of one picture are alike: a few pictures without any wrong answer are
+no proof that there never is one, however many pixels they have."""
 
 
 class Reliability:
@@ -59,8 +62,16 @@ class Reliability:
         return float(enough[-1] / _SLOTS) if self.count and coverage < 1 else 0.0
 
 
-def best_factor(loss: Callable[[float], float], *, low: float = 0.01, high: float = 100.0, steps: int = 40) -> float:
-    """The factor with the smallest loss, by golden section over its logarithm; the loss is to have one minimum."""
+def best_factor(
+    mean_loss: Callable[[float], float], *, low: float = 0.01, high: float = 100.0, steps: int = 40
+) -> float:
+    """The factor of confidences with the smallest loss, by golden section over its logarithm; the loss is to have one
+    minimum. Where factors are all but equally good, it is one near 1.
+    """
+
+    def loss(factor: float) -> float:
+        return mean_loss(factor) + _PRIOR / 2 * float(np.log(factor)) ** 2
+
     ratio = (np.sqrt(5) - 1) / 2
     left, right = np.log(low), np.log(high)
     inner, outer = right - ratio * (right - left), left + ratio * (right - left)

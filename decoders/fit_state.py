@@ -30,6 +30,7 @@ class FitState:
             tensors |= {f"{part}/{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_tensors(self._optimiser).items()}
         tensors[_RANDOM] = torch.get_rng_state()
+        tensors |= {f"{_RANDOM}/{device}": state for device, state in enumerate(torch.cuda.get_rng_state_all())}
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         write_atomic(self._path, save(whole, metadata={"notes": json.dumps(notes)}))
 
@@ -46,6 +47,9 @@ class FitState:
             module.load_state_dict(under(f"{part}/", tensors))
         load_optimiser(self._optimiser, under("optimiser/", tensors))
         torch.set_rng_state(tensors[_RANDOM])
+        on_gpus = under(f"{_RANDOM}/", tensors)
+        for device in range(min(len(on_gpus), torch.cuda.device_count())):
+            torch.cuda.set_rng_state(on_gpus[str(device)], device)
         with safetensors.safe_open(self._path, framework="pt") as file:
             notes: dict[str, Any] = json.loads(file.metadata()["notes"])
         return notes, under("extra/", tensors)

@@ -347,7 +347,7 @@ def relative_depth(nearness: Float32[np.ndarray, "height width"]) -> DenseMap:
     """Inverse depth or disparity of any scale, brought to 0..1 (1 = nearest); 0 and what is not finite is invalid."""
     valid = np.isfinite(nearness) & (nearness > 0)
     low, high = (nearness[valid].min(), nearness[valid].max()) if valid.any() else (0.0, 1.0)
-    scaled = np.where(valid, (nearness - low) / max(high - low, 1e-6), 0)
+    scaled = np.where(valid, (nearness - low) / ((high - low) or 1.0), 0)
     return DenseMap(
         values=scaled.astype(np.float32)[..., None],
         valid=valid,

@@ -51,6 +51,11 @@ class ReaderManifest:
                 f"this reader says the classes it was fitted on ({', '.join(self.taxonomy.names)}) and no others; to "
                 "ask for others, fit one with `decoder: {open_vocabulary: true}`"
             )
+        if len(taxonomy) < 2:
+            raise UserError(
+                f"only the class {taxonomy.names[0]} was asked for, which every pixel would then be; ask for two or "
+                "more, such as what else there is"
+            )
         maps = tuple(count // len(self.taxonomy) * len(taxonomy) for count in self.spec.attention_maps)
         settings = {**self.spec.settings, "phrases": list(taxonomy.phrases)}
         spec = replace(self.spec, attention_maps=maps, settings=settings)
@@ -97,7 +102,7 @@ class ReaderManifest:
             )
         try:
             return cls._from_json(data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
 
     @classmethod

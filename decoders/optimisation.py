@@ -37,7 +37,7 @@ class FitPoint:
     loss: float
     """Mean over the updates since the evaluation before."""
     merit: float | None
-    """What the best step is chosen by: mean over tasks, higher is better; None without held-out pictures."""
+    """What the best step is chosen by: mean over tasks, higher is better; None without any held-out truth."""
     scores: Mapping[str, Mapping[str, float]]
     """Task -> named figures on the held-out pictures, at the fit size."""
 
@@ -71,8 +71,10 @@ def optimise(
     device = fitted[0].device
     decoder.to(device).train()
     optimiser = _adamw(decoder, settings)
+    # A schedule of fewer than three steps, or one that rises in less than two, is not defined.
+    steps = max(3, settings.updates)
     schedule = OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.updates, pct_start=0.1, cycle_momentum=False
+        optimiser, settings.learning_rate, total_steps=steps, pct_start=max(0.1, 2 / steps), cycle_momentum=False
     )
     mean = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     evaluated = {-(-settings.updates * (i + 1) // settings.evaluations) for i in range(settings.evaluations)}
@@ -102,11 +104,12 @@ def optimise(
         if worse >= settings.patience:
             break
         loss = _loss(decoder, tasks, batch, device)
-        losses.append(_finite(loss, batch, step))
+        losses.append(loss.item())
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         average_gradients(parameters, peers)
-        clip_grad_norm_(parameters, settings.gradient_clip)
+        norm = clip_grad_norm_(parameters, settings.gradient_clip)  # of all processes: they stop together
+        _require_finite(losses[-1], norm.item(), batch, step)
         optimiser.step()
         schedule.step()
         mean.update_parameters(decoder)
@@ -121,7 +124,7 @@ def optimise(
             )
             losses = []
             worse += 1
-            if merit is None or merit > best:
+            if not merit or merit > best:  # where nothing is known, or nothing right yet, the last
                 best, best_step, best_weights, worse = merit or 0.0, step, deepcopy(mean.module.state_dict()), 0
             if state is not None and peers.rank == 0:
                 notes = {
@@ -188,15 +191,13 @@ def _loss(
     return torch.stack(losses).sum()
 
 
-def _finite(loss: Float[Tensor, ""], batch: Sequence[CachedView], step: int) -> float:
-    value = loss.item()
-    if not np.isfinite(value):
+def _require_finite(loss: float, gradient: float, batch: Sequence[CachedView], step: int) -> None:
+    if not np.isfinite([loss, gradient]).all():
         raise UserError(
-            f"the loss became {value} at update {step} on the pictures "
-            f"{', '.join(sorted({view.picture for view in batch}))}; expected a finite number: lower "
+            f"the loss became {loss} and its gradient {gradient} at update {step} on the pictures "
+            f"{', '.join(sorted({view.picture for view in batch}))}; expected finite numbers: lower "
             "learning_rate, or leave these pictures out if it happens at the first update"
         )
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +280,8 @@ def _evaluate(
     if not held_out:
         return {}, None
     scores = _score(decoder, tasks, held_out, device)
-    merit = float(np.mean([score.merit for score in scores.values()]))
-    return {name: score.result() for name, score in scores.items()}, merit
+    merits = [score.merit for score in scores.values() if score.merit is not None]
+    return {name: score.result() for name, score in scores.items()}, float(np.mean(merits)) if merits else None
 
 
 def _score(
@@ -302,6 +303,13 @@ def _add(
     """What is read in these views, to the scores of some tasks."""
     for view in views:
         outputs = decode(decoder, tasks, _looks(view, device))
+        for name in scores:
+            parts = [outputs[name]] if isinstance(outputs[name], Tensor) else outputs[name]
+            if not all(bool(part.isfinite().all()) for part in parts):
+                raise UserError(
+                    f"what task {name} says of the held-out picture {view.picture} is not finite; the fit diverges: "
+                    "lower learning_rate"
+                )
         height, width = view.features.image.shape[-2:]
         for name, score in scores.items():
             score.add(tasks[name].read(outputs[name], (height, width))[0], view.labels[name])

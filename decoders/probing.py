@@ -128,6 +128,9 @@ def rank(
     stream = np.random.default_rng(seed)
     places = [_places(view, max(8, pixels // len(views)), stream) for view in views]
     truths = {name: _truth([view.labels[name] for view in views], places) for name in labels}
+    for name, truth in truths.items():
+        if not truth.known.any():
+            raise UserError(f"no picture has a known pixel of the label {name}; give labels, or do not probe for it")
     owner = np.repeat(np.arange(len(views)), [len(rows) for rows in places])
     folds = stream.permutation(len(views))[owner] % min(_FOLDS, len(views))
     kernels: dict[_Part, Float32[np.ndarray, "pixels pixels"]] = {}

@@ -80,7 +80,8 @@ def match(
 ) -> tuple[Int64[Tensor, " objects"], Int64[Tensor, " objects"]]:
     """Numbers of queries and of the objects they stand for, one each, at the least cost in all."""
     cost = _matching_cost(classes, truth.over_known(logits), truth.masks, truth.kinds)
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    # A fit that diverges is told by its loss, not by the matching.
+    rows, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
     return torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device)
 
 

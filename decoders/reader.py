@@ -44,15 +44,17 @@ class Reader:
     def taxonomy(self) -> Taxonomy:
         return self.manifest.taxonomy
 
-    @torch.inference_mode()
     def read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[LabelSet]:
         """Labels of each picture at its own size, one per task that does not add to another's.
 
         Raises:
             UserError: the model gives features that are not finite.
         """
+        return self._read(images, {name: self._threshold(name) for name in self.tasks})
+
+    @torch.inference_mode()
+    def _read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], thresholds: Mapping[str, float]) -> list[LabelSet]:
         settings = self.manifest.reading
-        thresholds = {name: self._threshold(name) for name in self.tasks}
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             native = image.shape[:2]
@@ -112,7 +114,8 @@ class Reader:
         return float(np.interp(coverage, np.linspace(0, 1, len(found["thresholds"])), found["thresholds"]))
 
     def evaluate(self, annotated: Sequence[AnnotatedImage]) -> dict[str, dict[str, float]]:
-        """Each task's named figures over all pictures, measured at their own size.
+        """Each task's named figures over all pictures, measured at their own size; all answers count, also those that
+        a coverage below 1 withholds.
 
         Raises:
             UserError: a picture lacks the label of a task, or has a wrong one; names the picture.
@@ -130,7 +133,8 @@ class Reader:
         for start in range(0, len(annotated), step):
             stop = min(start + step, len(annotated))
             truths = [learnable(annotated[index], self.tasks) for index in range(start, stop)]
-            for truth, found in zip(truths, self.read([truth.image for truth in truths]), strict=True):
+            everything = self._read([truth.image for truth in truths], dict.fromkeys(self.tasks, 0.0))
+            for truth, found in zip(truths, everything, strict=True):
                 for name, score in scores.items():
                     score.add(found[self._label_of(name)], truth.labels[name])
         return scores
@@ -173,14 +177,14 @@ def fit_reader(
 
     Args:
         tasks: task name -> options.
-        reading: how the reader will look at pictures; by default at the scale it was fitted at.
+        reading: how the reader will look at pictures.
         state_file, peers: see `decoders.training.fit`.
         trunk: another one than ours makes a baseline to measure against; such a reader is not for saving.
 
     Raises:
         UserError: see `decoders.training.fit`.
     """
-    decoder_settings = decoder or DecoderSettings()
+    decoder_settings, reading = decoder or DecoderSettings(), reading or ReadSettings()
     network, modules, report = fit(
         perceiver,
         annotated,
@@ -189,7 +193,7 @@ def fit_reader(
         settings,
         decoder_settings=decoder_settings,
         trunk=trunk,
-        looks=reading.looks if reading else 1,
+        looks=reading.looks,
         state_file=state_file,
         on_progress=on_progress,
         peers=peers,
@@ -202,7 +206,7 @@ def fit_reader(
         taxonomy=taxonomy,
         tasks=tasks,
         decoder=decoder_settings,
-        reading=reading or ReadSettings(short_side=min(report.size)),
+        reading=reading if reading.short_side is not None else replace(reading, short_side=min(report.size)),
         fit=settings,
         report=summary,
         weights_sha256="",

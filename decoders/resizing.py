@@ -102,6 +102,8 @@ def coarsening(size: Size | tuple[int, ...], side: int) -> int:
 
 
 def working_size(native: Size, *, short_side: int | None, multiple: int) -> Size:
-    """The size at which a picture is read: its own, or scaled to `short_side`, rounded to what the perceiver takes."""
-    scale = 1.0 if short_side is None else short_side / min(native)
+    """The size at which a picture is read: scaled to `short_side`, or its own where that is 0 or None, rounded to what
+    the perceiver takes.
+    """
+    scale = short_side / min(native) if short_side else 1.0
     return round_size((native[0] * scale, native[1] * scale), multiple)

@@ -35,7 +35,8 @@ class ReadSettings:
     """How a fitted reader looks at pictures."""
 
     short_side: int | None = None
-    """Pixels of the shorter side of a picture while it is read; labels come back at native size. None = as it is."""
+    """Pixels of the shorter side of a picture while it is read; labels come back at native size. None = as in the fit,
+    0 = each picture as it is."""
     batch_size: int = 4
     """Pictures per pass of the model, always filled up, so that a label does not depend on the others in its batch."""
     looks: int = 1
@@ -52,10 +53,10 @@ class ReadSettings:
             )
         if self.looks < 1:
             raise UserError(f"reading needs at least one look at each picture, found looks {self.looks}")
-        if self.batch_size < 1 or (self.short_side is not None and self.short_side < 1):
+        if self.batch_size < 1 or (self.short_side is not None and self.short_side < 0):
             raise UserError(
-                f"reading needs batch_size and short_side of at least 1, found {self.batch_size} and "
-                f"{self.short_side}; leave short_side out to read at native size"
+                f"reading needs a batch_size of at least 1 and a short_side of at least 0, found {self.batch_size} and "
+                f"{self.short_side}; short_side 0 reads at native size, left out it is that of the fit"
             )
 
 

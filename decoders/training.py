@@ -97,6 +97,7 @@ def fit(
             fitted=fitted,
             held_out=held_out,
             settings=settings,
+            looks=looks,
         )
         plan = replace(plan, views=peers.agree(plan.views))  # rank 0 has the largest share
         on_progress(FitProgress(stage="perceive", done=0, total=plan.total, message=_announce(plan, settings)))

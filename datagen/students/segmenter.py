@@ -1,4 +1,4 @@
-"""The class of each pixel and, if asked, its depth: any network of segmentation-models-pytorch."""
+"""The class of each pixel and, if asked, its depth: a network of segmentation-models-pytorch."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast

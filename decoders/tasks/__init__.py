@@ -47,8 +47,8 @@ class Score(Protocol):
         ...
 
     @property
-    def merit(self) -> float:
-        """One number 0..1, higher is better, by which a fit keeps its best step."""
+    def merit(self) -> float | None:
+        """One number 0..1, higher is better, by which a fit keeps its best step; None without any truth."""
         ...
 
 

@@ -194,9 +194,9 @@ class DepthScore:
         return {name: float(np.mean(column)) for name, column in columns.items() if column} | ece
 
     @property
-    def merit(self) -> float:
+    def merit(self) -> float | None:
         result = self.result()
-        return 1 / (1 + result["absrel"]) if "absrel" in result else 0.0
+        return 1 / (1 + result["absrel"]) if "absrel" in result else None
 
 
 def _depth(label: Label) -> DenseMap:

@@ -25,12 +25,15 @@ from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
 from decoders.looks import mean_class_logits
 from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
-from decoders.regions import connected_regions
+from decoders.regions import numbered_regions
 from decoders.resizing import Size, coarsening
 from decoders.tasks import Score, Task, picture_of
 
 _FEWEST_PIXELS = 4
 """Of an object in a view; what is left of one that was cropped away teaches nothing."""
+_MOST_NUMBERS = UNKNOWN - 1
+_MOST_PARTS = 100
+"""Of a map's connected parts, the surest: as many objects as COCO's scorer looks at in a picture."""
 _TUNED_FROM = 0.05
 """Scores below are noise: queries that found nothing."""
 _MASK_SIDE = 128
@@ -177,7 +180,8 @@ class Instances(Task[Objects]):
     def target(self, label: Label) -> UInt8[Tensor, "2 height width"]:
         """Number of the object each pixel belongs to (0 = none, 255 = a crowd), and its class counted from 0.
 
-        Where objects overlap, the smaller one is on top. More objects than queries teach the queries that fit best.
+        Where objects overlap, the smaller one is on top. More objects than queries teach the queries that fit best; of
+        more than 254, the smallest are taken for a crowd.
         """
         objects = _objects(label)
         unknown = sorted(set(objects.category_ids.tolist()) - set(self.things))
@@ -188,11 +192,10 @@ class Instances(Task[Objects]):
             )
         wanted = ~objects.is_crowd & (objects.masks.sum(axis=(1, 2)) >= _FEWEST_PIXELS)
         single = [index for index in objects.back_to_front if wanted[index]]
-        if len(single) >= UNKNOWN:
-            raise UserError(f"{len(single)} objects found, {UNKNOWN - 1} can be learned from; split the picture")
         packed = np.zeros((2, *objects.masks.shape[1:]), np.uint8)
+        packed[0, objects.masks[single[_MOST_NUMBERS:]].any(axis=0)] = UNKNOWN
         packed[0, objects.masks[objects.is_crowd].any(axis=0)] = UNKNOWN
-        for number, index in enumerate(single, start=1):
+        for number, index in enumerate(single[:_MOST_NUMBERS], start=1):
             packed[:, objects.masks[index]] = [[number], [self.things.index(int(objects.category_ids[index]))]]
         return torch.from_numpy(packed)
 
@@ -298,12 +301,19 @@ class Instances(Task[Objects]):
         return Candidates(*(torch.cat(both) for both in zip(queries, parts, strict=True)))
 
     def _parts(self, probability: Float[Tensor, "classes_and_none height width"]) -> Candidates:
-        """Connected parts of the map of the likeliest classes."""
-        ids = probability.argmax(0).cpu().numpy().astype(np.uint8)
-        found = list(connected_regions(ids, range(len(self.things)), min_pixels=_FEWEST_PIXELS))
-        kinds = torch.tensor([kind for kind, _ in found], dtype=torch.long, device=probability.device)
-        regions = np.array([region for _, region in found], bool).reshape(-1, *ids.shape)
-        masks, inside = torch.from_numpy(regions).to(probability.device), probability[kinds]
+        """The surest connected parts of the map of the likeliest classes."""
+        ids = probability.argmax(0).cpu().numpy()
+        numbered = {kind: numbered_regions(ids == kind) for kind in range(len(self.things))}
+        found: list[tuple[float, int, int]] = []
+        for kind, (regions, sizes) in numbered.items():
+            sums = np.bincount(regions.ravel(), weights=probability[kind].cpu().numpy().ravel(), minlength=len(sizes))
+            large = np.flatnonzero(sizes[1:] >= _FEWEST_PIXELS) + 1
+            found += [(float(sums[region] / sizes[region]), kind, int(region)) for region in large]
+        # In the order of the map again. Masks are made for those alone: a noisy map has thousands of parts.
+        surest = sorted(sorted(found, reverse=True)[:_MOST_PARTS], key=lambda part: part[1:])
+        kinds = torch.tensor([kind for _, kind, _ in surest], dtype=torch.long, device=probability.device)
+        parts = np.array([numbered[kind][0] == region for _, kind, region in surest], bool).reshape(-1, *ids.shape)
+        masks, inside = torch.from_numpy(parts).to(probability.device), probability[kinds]
         return Candidates(masks, inside, kinds, _mean_in(masks, inside), torch.ones_like(kinds, dtype=torch.bool))
 
     def _resolve(self, candidates: Candidates, *, minimum_score: float) -> InstanceSet:

@@ -119,6 +119,8 @@ class Keypoints(Task[Tensor]):
         """
         objects = _objects(label)
         points = objects.keypoints_px
+        if points is None and not len(objects.masks):
+            points = np.zeros((0, len(self.skeleton.points), 3), np.float32)
         if points is None:
             raise UserError("the objects have no keypoints; give them, or leave out the task keypoints")
         if points.shape[1] != len(self.skeleton.points):

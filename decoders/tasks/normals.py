@@ -164,8 +164,8 @@ class NormalsScore:
         }
 
     @property
-    def merit(self) -> float:
-        return self.result().get("within_22", 0.0)
+    def merit(self) -> float | None:
+        return self.result().get("within_22")
 
 
 def _normals(label: Label) -> DenseMap:

@@ -19,6 +19,8 @@ from decoders.resizing import Size
 from decoders.tasks import Score, Task
 
 _SHARPEST_LOG_SCALE, _BLUNTEST_LOG_SCALE = -4.0, 2.0
+_FEWEST_PIXELS = 16
+"""Of a picture with a depth; a scale and a shift fit fewer too well."""
 _CLOSE = 0.25
 """An error in the normalised inverse depth, whose mean absolute deviation in a picture is 1."""
 
@@ -63,10 +65,11 @@ class RelativeDepth(Task[Tensor]):
     def target(self, label: Label) -> Float32[Tensor, "3 height width"]:
         """Inverse depth, where it is valid, and where validity itself is known (not outside the picture)."""
         truth = _depth(label)
-        inverse = _inverse(truth)
-        if not np.isfinite(inverse).all():
+        given = truth.values[truth.valid]
+        metric = truth.storage.unit == METRIC_DEPTH_STORAGE.unit
+        if not np.isfinite(given).all() or (metric and (given <= 0).any()):
             raise UserError("valid depths must be finite and above 0; mark pixels without a measurement as invalid")
-        return torch.from_numpy(np.stack([inverse, truth.valid, truth.confidence > 0]).astype(np.float32))
+        return torch.from_numpy(np.stack([_inverse(truth), truth.valid, truth.confidence > 0]).astype(np.float32))
 
     def loss(
         self, output: Float[Tensor, "batch 3 height width"], target: Float[Tensor, "batch 3 height width"]
@@ -112,7 +115,11 @@ class RelativeDepth(Task[Tensor]):
 
 
 class RelativeDepthScore:
-    """Errors after the best scale and shift of each picture, averaged over pictures."""
+    """Errors after the best scale and shift of each picture, averaged over pictures.
+
+    They cover the pixels that have a true depth. Where the reader found none its answer is its median; near and far
+    exchanged are no better than no answer at all, as scales are not negative.
+    """
 
     reliability = None
     """An error without a unit is neither right nor wrong."""
@@ -122,31 +129,36 @@ class RelativeDepthScore:
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _depth(found), _depth(truth)
-        both = truth.valid & found.valid
-        if both.sum() < 2:
+        row = {"validity_accuracy": float((found.valid == truth.valid).mean())}
+        self._rows.append(row)
+        if truth.valid.sum() < _FEWEST_PIXELS:
             return
-        true, ours = (_inverse(label)[both].astype(np.float64) for label in (truth, found))
-        columns = np.stack([ours, np.ones_like(ours)], axis=1)
-        solution, _, _, _ = np.linalg.lstsq(columns, true, rcond=None)
-        error = np.abs(columns @ solution - true)
+        answer = _inverse(found)
+        middle = np.median(answer[found.valid]) if found.valid.any() else 0.0
+        ours = np.where(found.valid, answer, middle)[truth.valid].astype(np.float64)
+        true = _inverse(truth)[truth.valid].astype(np.float64)
+        scale = max(0.0, float(np.cov(ours, true, bias=True)[0, 1])) / max(float(ours.var()), 1e-12)
+        aligned = true.mean() + scale * (ours - ours.mean())
+        error = np.abs(aligned - true)
         deviation = float(np.abs(true - np.median(true)).mean())
-        row = {"deviation": float(error.mean()) / max(deviation, 1e-9) if error.any() else 0.0}
+        row["deviation"] = float(error.mean()) / max(deviation, 1e-9)
         if truth.storage.unit == METRIC_DEPTH_STORAGE.unit:
-            meters, aligned = 1 / true, 1 / np.maximum(columns @ solution, 1 / 250)
+            meters, aligned = 1 / true, 1 / np.maximum(aligned, 1 / 250)
             row["absrel"] = float((np.abs(aligned - meters) / meters).mean())
             row["delta1"] = float((np.maximum(aligned / meters, meters / aligned) < 1.25).mean())
-        self._rows.append(row)
 
     def result(self) -> dict[str, float]:
-        """`deviation`, the error as a share of the truth's own mean deviation; with metric truth `absrel`, `delta1`."""
-        names = ("deviation", "absrel", "delta1")
+        """`deviation`, the error as a share of the truth's own mean deviation; with metric truth `absrel` and `delta1`;
+        and `validity_accuracy`, the share of pixels rightly given or refused a depth.
+        """
+        names = ("deviation", "absrel", "delta1", "validity_accuracy")
         columns = {name: [row[name] for row in self._rows if name in row] for name in names}
         return {name: float(np.mean(column)) for name, column in columns.items() if column}
 
     @property
-    def merit(self) -> float:
+    def merit(self) -> float | None:
         result = self.result()
-        return 1 / (1 + result["deviation"]) if result else 0.0
+        return 1 / (1 + result["deviation"]) if "deviation" in result else None
 
 
 def _normalise(values: Float[Tensor, " pixels"]) -> Float[Tensor, " pixels"]:

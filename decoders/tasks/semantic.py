@@ -150,8 +150,8 @@ class SemanticScore:
         }
 
     @property
-    def merit(self) -> float:
-        return self.result().get("miou", 0.0)
+    def merit(self) -> float | None:
+        return self.result().get("miou")
 
 
 def _semantic(label: Label) -> DenseMap:

@@ -99,6 +99,18 @@ def test_what_looks_twice_as_large_is_half_as_far(zoom: float):
     assert np.array_equal(depth.valid, depth.confidence == 1)
 
 
+def test_the_plain_view_of_other_proportions_is_larger_and_so_nearer_too():
+    picture = AnnotatedImage(
+        name="p",
+        image=np.zeros((200, 100, 3), np.uint8),
+        labels={"depth": metric_depth(np.full((200, 100), 10.0, np.float32))},
+    )
+    still = Augmentation(zoom=(1.0, 1.0))
+    for view in (0, 1):
+        depth = _dense(make_view(picture, view=view, size=(64, 128), augmentation=still, seed=(0, 0)), "depth")
+        assert np.unique(depth.values[depth.valid]).tolist() == [5.0]
+
+
 def test_proportions_are_kept():
     ids = np.ones((40, 80), np.uint8)
     ids[10:30, 30:50] = 2  # a square
@@ -155,6 +167,7 @@ def test_impossible_settings_are_refused():
 
 def test_working_sizes():
     assert working_size((480, 641), short_side=None, multiple=32) == (480, 640)
+    assert working_size((480, 641), short_side=0, multiple=32) == (480, 640)
     assert working_size((960, 720), short_side=360, multiple=8) == (480, 360)
     assert working_size((3, 200), short_side=None, multiple=16) == (16, 208)
     assert round_size((24.0, 40.0), 16) == (32, 48)

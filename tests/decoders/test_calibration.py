@@ -85,7 +85,7 @@ def test_no_answer_has_no_error():
 @settings(deadline=None)
 @given(st.floats(0.2, 5.0))
 def test_the_best_factor_is_found(best: float):
-    assert best_factor(lambda factor: (np.log(factor) - np.log(best)) ** 2) == pytest.approx(best, rel=1e-3)
+    assert best_factor(lambda factor: (np.log(factor) - np.log(best)) ** 2) == pytest.approx(best, rel=5e-3)
 
 
 def test_a_truthful_factor_is_not_led_by_the_few_that_are_far_off():
@@ -93,6 +93,13 @@ def test_a_truthful_factor_is_not_led_by_the_few_that_are_far_off():
     right = torch.from_numpy(stream.random(4000) < 0.6)
     found = truthful_factor(lambda factor: torch.full((4000,), min(0.1 * factor, 1.0)), right)
     assert found == pytest.approx(6, rel=0.05)
+
+
+def test_a_few_pictures_without_a_mistake_prove_little():
+    """All right with 0.6: surer from now on, but not certain."""
+    right = torch.ones(80_000, dtype=torch.bool)
+    found = truthful_factor(lambda factor: torch.full((80_000,), 1 - 0.4 ** (1 / factor)), right)
+    assert 0.9 < 1 - 0.4 ** (1 / found) < 0.9999
 
 
 def test_a_sigmoid_learns_how_often_scores_are_right():

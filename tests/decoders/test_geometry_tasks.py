@@ -9,7 +9,7 @@ import torch
 from decoders.decoder import Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec
-from decoders.labels import DenseMap, Taxonomy, metric_depth, semantic_map, surface_normals
+from decoders.labels import DenseMap, Taxonomy, metric_depth, relative_depth, semantic_map, surface_normals
 from decoders.settings import DecoderSettings
 from decoders.tasks.normals import Normals, NormalsScore
 from decoders.tasks.relative_depth import RelativeDepth, RelativeDepthScore
@@ -59,10 +59,40 @@ def test_what_is_read_is_right_up_to_scale_and_shift():
     assert score.merit == pytest.approx(1, abs=1e-3)
 
 
+def test_silence_and_inversion_are_not_rewarded():
+    def merit(*found: DenseMap) -> float:
+        score = RelativeDepthScore()
+        for label in found:
+            score.add(label, metric_depth(METERS))
+        assert score.merit is not None
+        return score.merit
+
+    right, nothing = metric_depth(METERS), metric_depth(np.full_like(METERS, np.inf))
+    inverted = relative_depth(METERS)
+    assert merit(right) == pytest.approx(1, abs=1e-3)
+    assert merit(nothing) < 0.5
+    assert merit(inverted) == pytest.approx(merit(nothing), abs=1e-6)
+    assert merit(right, nothing) < 0.85
+
+
+def test_depths_that_cannot_be_are_refused():
+    wrong = metric_depth(METERS)
+    wrong.values[0, 0] = -1
+    with pytest.raises(UserError, match="finite and above 0"):
+        RelativeDepth(trunk(), TAXONOMY).target(wrong)
+    tiny = relative_depth(np.linspace(1e-7, 1e-6, 192, dtype=np.float32).reshape(12, 16))
+    assert (tiny.values.min(), tiny.values.max()) == (0, 1)
+
+
 def test_a_picture_without_depth_is_no_score():
     score = RelativeDepthScore()
     score.add(metric_depth(METERS), metric_depth(np.full_like(METERS, np.inf)))
-    assert score.result() == {}
+    assert score.result() == {"validity_accuracy": 0}
+    assert score.merit is None
+    two = np.full_like(METERS, np.inf)
+    two[0, :2] = 5, 9
+    score.add(metric_depth(METERS), metric_depth(two))
+    assert score.merit is None, "a scale and a shift fit two pixels whatever was found"
     with pytest.raises(UserError, match="no picture has a valid depth"):
         RelativeDepth(trunk(), TAXONOMY).calibrate([torch.zeros(3, 4, 4)])
 

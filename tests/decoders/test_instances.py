@@ -155,6 +155,29 @@ def test_more_objects_than_queries_teach_those_that_fit_best():
     assert loss.isfinite()
 
 
+def test_more_objects_than_there_are_numbers_become_a_crowd():
+    """They stop neither a fit nor a measurement."""
+    boxes = [box(row, column, 1, 4) for row in range(32) for column in range(0, 32, 4)]  # 256 of them
+    large = np.zeros((64, 32), bool)
+    large[40:, :] = True
+    masks = [large, *(np.concatenate([mask, np.zeros((32, 32), bool)]) for mask in boxes)]
+    numbers, _ = task().target(InstanceSet.collect(masks, [2] * 257, size=(64, 32)))
+    assert len(numbers.unique()) == 256  # 254 objects, the crowd, nothing
+    assert (numbers == 255).sum() == 3 * 4
+    assert (numbers[40:] == 1).all()
+
+
+def test_a_noisy_map_has_no_more_parts_than_count():
+    learner = task(queries=1, minimum_score=0.0).eval()
+    ids = np.kron(np.random.default_rng(0).integers(0, 3, (64, 64)), np.ones((4, 4), np.int64))
+    seen = torch.nn.functional.one_hot(torch.from_numpy(ids), 3).permute(2, 0, 1)[None].float() * 6
+    seen = seen + torch.rand(1, 3, 256, 256) * (torch.arange(256) / 256)  # the left is surer
+    output = learner(features([objects()]))._replace(seen=seen)
+    (found,) = learner.read(output, (256, 256))
+    assert isinstance(found, InstanceSet)
+    assert 90 < len(found.masks) <= 101
+
+
 def test_what_is_left_of_a_cropped_object_teaches_nothing():
     assert not task().target(objects((2, box(0, 0, 1, 3)))).any()
 

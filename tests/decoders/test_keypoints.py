@@ -216,6 +216,7 @@ def test_what_cannot_be_learned_is_said():
     task, truth = _task(), _objects((8, 5, 12), points=TWO[:1])
     with pytest.raises(UserError, match="have no keypoints"):
         task.target(replace(truth, keypoints_px=None))
+    assert not task.target(InstanceSet.collect([], [], size=(40, 60))).any(), "of no object, none are missing"
     with pytest.raises(UserError, match="have 2 keypoints each, the skeleton of ball 3"):
         task.target(_objects((8, 5, 12), points=TWO[:1, :2]))
     with pytest.raises(UserError, match="no picture has a keypoint"):

@@ -110,6 +110,11 @@ def test_fewer_classes_can_be_asked_for(fitted: Path):
     assert np.median(label.values) == 2
 
 
+def test_one_class_alone_is_no_question(fitted: Path):
+    with pytest.raises(UserError, match="only the class yellow was asked for, which every pixel would then be"):
+        load_reader(fitted, _factory, asked=taxonomy("yellow"))
+
+
 def test_its_own_classes_come_first_and_equal_files_read_equally(fitted: Path):
     image = pictures(1, tuple(COLORS), known=())[0].image
     plain, asked = (

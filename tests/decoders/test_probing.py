@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, to_pixels
-from decoders.labels import AnnotatedImage, InstanceSet, Label
+from decoders.labels import AnnotatedImage, InstanceSet, Label, semantic_map
 from decoders.probing import Ranked, Setting, all_settings, rank
 from tests.decoders.toy_world import toy_pictures
 
@@ -128,6 +128,10 @@ def test_costs_are_counted():
 def test_too_little_is_refused():
     with pytest.raises(UserError, match="found 1; give two or more"):
         rank(_telling, PICTURES[:1], labels=["semantic"], classes=CLASSES, size=(48, 64))
+    void: dict[str, Label] = {"semantic": semantic_map(np.zeros((48, 64), np.uint8))}
+    unknown = [AnnotatedImage(name=name, image=PICTURES[0].image, labels=void) for name in "ab"]
+    with pytest.raises(UserError, match="no picture has a known pixel of the label semantic"):
+        rank(_telling, unknown, labels=["semantic"], classes=CLASSES, size=(48, 64))
     bare: dict[str, Label] = {}
     pictures = [AnnotatedImage(name="a", image=PICTURES[0].image, labels=bare), PICTURES[1]]
     with pytest.raises(UserError, match=r"picture a has no label semantic \(it has none\)"):

@@ -80,8 +80,9 @@ def test_more_looks_are_one_answer_and_always_the_same(tmp_path: Path):
         tasks={"semantic": {}, "depth": {}},
         settings=SETTINGS,
         decoder=DecoderSettings(width=32, fine_width=8),
-        reading=ReadSettings(short_side=48, looks=3),
+        reading=ReadSettings(looks=3),
     )
+    assert reader.manifest.reading == ReadSettings(short_side=48, looks=3), "at the scale of the fit"
     image = toy_picture(100).image
     reader.save(tmp_path, model=MODEL)
     again = load_reader(tmp_path, _perceiver)
@@ -274,6 +275,17 @@ def test_coverage_voids_the_least_sure(reader: Reader):
     chosen, hit = np.concatenate(kept), np.concatenate(right)
     assert 0.5 < chosen.mean() < 0.9
     assert hit[chosen].mean() > hit.mean() > hit[~chosen].mean()
+
+
+def test_coverage_changes_no_figure(reader: Reader):
+    """What is withheld was still answered, rightly or wrongly."""
+    manifest, pictures = reader.manifest, toy_pictures(4, first=200)
+    figures = reader.evaluate(pictures)
+    reader.manifest = replace(manifest, reading=replace(manifest.reading, coverage=0.7))
+    try:
+        assert reader.evaluate(pictures) == figures
+    finally:
+        reader.manifest = manifest
 
 
 def test_coverage_needs_a_reader_that_knows_how_sure_it_is(reader: Reader):

@@ -26,6 +26,8 @@ from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
 
 QUICK = FitSettings(updates=6, batch_size=4, views=2, evaluations=2, size=(32, 32))
+LABEL_BYTES = 32 * 32 * 9
+"""Of a held-out class map at that size: value, confidence, validity."""
 
 
 def _fit(
@@ -129,13 +131,14 @@ def test_size_of_the_cache_is_announced_before_and_is_exact():
     )
     assert "2 views of 3 pictures at 32 x 32 pixels and 1 of 1 held out: a cache of 0.000 GiB" in events[0]
     assert events[1] == "perceive"
-    assert report.cache_bytes == (sizes[0] + 32 * 32) * (2 * 3 + 1)
+    assert report.cache_bytes == (sizes[0] + 32 * 32) * (2 * 3 + 1) + LABEL_BYTES
     assert [progress.done for progress in seen if progress.stage == "fit"] == list(range(1, 7))
 
 
 def test_a_small_cache_means_fewer_views_and_says_so():
     _, plenty, _ = _fit(toy_pictures(4))
-    room = plenty.cache_bytes / 7 * 4.5 / 2**30  # 1 held out + 3 pictures, no second views
+    # 1 held out + 3 pictures, no second views
+    room = ((plenty.cache_bytes - LABEL_BYTES) / 7 * 4.5 + LABEL_BYTES) / 2**30
     _, report, seen = _fit(toy_pictures(4), replace(QUICK, cache_gb=room))
     assert report.views == 1
     assert "computing 1 views" in seen[0].message
@@ -194,6 +197,45 @@ def test_patience_stops_a_fit_that_gets_no_better():
     assert report.points[-1].step == report.best_step + 10
 
 
+@pytest.mark.parametrize("updates", [1, 2, 3, 10])
+def test_few_updates_are_updates(updates: int):
+    settings = replace(QUICK, updates=updates, evaluations=1, ema=0.0)
+    weights, report, _ = _fit(toy_pictures(3), settings)
+    before, _, _ = _fit(toy_pictures(3), replace(settings, learning_rate=1e-9))
+    assert report.best_step == updates
+    assert not torch.allclose(weights["trunk.project.0.weight"], before["trunk.project.0.weight"], atol=1e-5)
+
+
+def test_held_out_pictures_without_truth_decide_nothing():
+    """The last weights are kept, as without any; a merit of 0 would have kept the first."""
+    pictures = toy_pictures(4)
+    held = split(4, holdout=QUICK.holdout, seed=QUICK.seed)[1]
+    for index in held:
+        void = {"semantic": semantic_map(np.zeros((48, 64), np.uint8))}
+        pictures[index] = replace(pictures[index], labels=void)
+    _, report, _ = _fit(pictures, replace(QUICK, updates=24, evaluations=12, patience=2))
+    assert held
+    assert report.best_step == report.points[-1].step == 24
+    assert report.points[-1].merit is None
+
+
+def test_more_looks_at_held_out_pictures_count_in_the_cache():
+    def cached(looks: int) -> int:
+        _, _, report = fit(
+            ToyPerceiver(classes=3),
+            toy_pictures(4),
+            TAXONOMY,
+            {"semantic": {}},
+            QUICK,
+            decoder_settings=DecoderSettings(width=32, fine_width=8),
+            looks=looks,
+        )
+        return report.cache_bytes
+
+    once = cached(1)
+    assert cached(3) == once + 2 * ((once - LABEL_BYTES) // 7 - 32 * 32)
+
+
 def test_features_that_are_not_finite_name_the_picture():
     pictures = toy_pictures(3)
     pictures[1].image[0, 0] = (1, 2, 3)
@@ -204,8 +246,10 @@ def test_features_that_are_not_finite_name_the_picture():
 
 
 def test_a_loss_that_is_not_finite_names_the_pictures_and_the_remedy():
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) at update .* pictures toy.*lower learning_rate"):
-        _fit(toy_pictures(3), replace(QUICK, updates=40, learning_rate=1e30, gradient_clip=1e30))
+    diverging = replace(QUICK, updates=40, evaluations=40, learning_rate=1e30, gradient_clip=1e30)
+    for tasks in ({"semantic": {}}, {"instances": {}}):
+        with pytest.raises(UserError, match=r"(the loss became|not finite).*lower learning_rate"):
+            _fit(toy_pictures(3), diverging, tasks)
 
 
 @pytest.mark.parametrize(
