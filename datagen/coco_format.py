@@ -262,6 +262,8 @@ def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
         return kind.model_validate_json(path.read_bytes(), strict=strict)
     except FileNotFoundError:
         raise UserError(f"COCO file not found: {path}; check the path") from None
+    except OSError as error:
+        raise UserError(f"COCO file {path} cannot be read: {error.strerror}; check the path") from error
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
         places = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in faults[:5])

@@ -39,6 +39,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_bytes(value) + b"\n")
 
 
+def require_outside(to: Path, pictures: Path) -> None:
+    """Raises:
+    UserError: what is written to `to` would be taken for one of the pictures later.
+    """
+    inner, outer = to.resolve(), pictures.resolve()
+    if inner == outer or outer in inner.parents:
+        raise UserError(f"{to} lies within the folder of pictures {pictures}; choose a folder outside of it")
+
+
 def read_json(path: Path) -> Any:
     """Raises:
     UserError: the file is missing or is not JSON.
@@ -92,7 +101,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     """
     with _pillow(Path(name), "picture", io.BytesIO(data)) as image:
         width, height = image.size
-        rotated = image.getexif().get(0x0112) in _ROTATED
+        rotated = image.format != "TIFF" and image.getexif().get(0x0112) in _ROTATED  # Pillow turns those itself
         return (width, height) if rotated else (height, width)
 
 

@@ -134,6 +134,7 @@ def _finish(plan: GeneratePlan, parts: Parts, run: Run, shards: list[ShardSummar
     content = [run.digest, plan.target, [part.to_json() for part in plan.exports], [shard.sha256 for shard in shards]]
     note = {"content": hashlib.sha256(json_bytes(content)).hexdigest()}
     if not all(path.exists() for path in (*exports.values(), sheet)) or not _says(run.folder / _NOTE, note):
+        (run.folder / _NOTE).unlink(missing_ok=True)  # of an export that is no longer whole from here on
         for kind, exporter in parts.exporters.items():
             progress.say(f"writing {exports[kind]}")
             exporter.export(run.entries(), run.taxonomy, exports[kind], run.info())

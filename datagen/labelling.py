@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datagen.datasets import list_images
 from datagen.exporters.coco import CocoWriter
-from datagen.files import read_image
+from datagen.files import read_image, require_outside
 from datagen.interruption import stop_signals
 from datagen.meter import Tick, console_of, meter
 from datagen.readers import model_of, open_reader, read_manifest
@@ -140,9 +140,7 @@ def _label(
 
 
 def _list_pictures(images: Path, to: Path) -> Mapping[str, Path]:
-    inner, outer = to.resolve(), images.resolve()
-    if inner == outer or outer in inner.parents:
-        raise UserError(f"--to {to} lies within the folder of pictures {images}; choose a folder outside of it")
+    require_outside(to, images)
     found = list_images(images, what="pictures")
     if not found:
         raise UserError(f"{images} holds no picture (.png, .jpg, .webp, .bmp, .tif); check the path")

@@ -120,6 +120,11 @@ def build_parts(plan: GeneratePlan, device: Callable[[], str] | None = None) -> 
         source = plan.source.build(**given)
         brought = getattr(source, "taxonomy", None)
         labeller = plan.labeller.build(**given, taxonomy=brought)
+        if brought is not None and brought.names != labeller.taxonomy.names:
+            raise UserError(
+                f"labeller: it says the classes {', '.join(labeller.taxonomy.names)}, the layouts of the source have "
+                f"{', '.join(brought.names)}; take a reader of just these, in their order, or `kind: inherited`"
+            )
     return Parts(
         model=model,
         source=source,

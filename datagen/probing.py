@@ -118,6 +118,7 @@ def probe_from_plan(
         kept["ranked"] = found
         write_json(path, kept)
     kept["fits"] = fits
+    write_json(path, kept)
     for entry in kept["ranked"][:fits]:
         if entry.get("fitted") is None:
             entry["fitted"] = _fit(checked, model, data, entry["setting"], console)

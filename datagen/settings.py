@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from decoders.errors import UserError
@@ -20,10 +20,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        """`~/photos` is where the shell would find it."""
+        return value.expanduser() if isinstance(value, Path) else value
+
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 _TEXT = "tag:yaml.org,2002:str"
+_INTEGER = "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -36,6 +43,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == _MERGE:
                 continue
+            if key.tag == _INTEGER:
+                key.tag = _TEXT  # as of a class: {7: road}
             if key.tag != _TEXT:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is no text", problem_mark=key.start_mark)
             if key.value in seen:
@@ -77,7 +86,7 @@ def _parse(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{where}{line}: {error.problem}; expected valid YAML, correct it there") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError from what looks like a date and is none
         raise UserError(f"{where}: {error}; expected valid YAML, correct it there") from None
 
 
@@ -122,7 +131,11 @@ def check(
     """
     try:
         # Through JSON, where strict means: text becomes a path and a list a tuple, but never text a number.
-        return model.model_validate_json(json.dumps(values, default=str, ensure_ascii=False))
+        as_json = json.dumps(values, default=str, ensure_ascii=False)
+    except ValueError:
+        raise UserError(f"{at or 'the plan'} holds itself, by an alias (*); write out what is meant") from None
+    try:
+        return model.model_validate_json(as_json)
     except ValidationError as error:
         by_place: dict[str, list[str]] = {}
         for details in error.errors(include_url=False):

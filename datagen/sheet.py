@@ -57,10 +57,14 @@ def contact_sheet(folder: Path, *, to: Path, count: int = 16) -> None:
 
 def _of_run(run: Run, count: int) -> Iterator[Entry]:
     store = run.store
-    accepted = [(shard.index, name) for shard in store.contiguous() for name in shard.accepted][: run.target]
-    chosen = [accepted[position] for position in spread(len(accepted), count)]
-    for index in sorted({index for index, _ in chosen}):
-        for sample in store.read(index, only=frozenset(name for shard, name in chosen if shard == index)):
+    accepted = [(shard, name) for shard in store.contiguous() for name in shard.accepted][: run.target]
+    chosen: dict[int, set[str]] = {}
+    for shard, name in (accepted[position] for position in spread(len(accepted), count)):
+        if shard.index not in chosen:
+            store.verify(shard)
+        chosen.setdefault(shard.index, set()).add(name)
+    for index, names in chosen.items():
+        for sample in store.read(index, only=frozenset(names)):
             recipe = sample.recipe
             yield Entry(recipe.id, sample.image, sample.labels, {"caption": f"{recipe.id}  {recipe.prompt}"})
 

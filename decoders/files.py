@@ -46,6 +46,27 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+@contextmanager
+def no_other_writer(folder: Path) -> Generator[None, None, None]:
+    """Keep other processes from writing the same folder while the block runs; a file beside it is locked.
+
+    Raises:
+        UserError: another one is writing it.
+    """
+    path = folder.parent / f".{folder.name}.lock"
+    with _clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {folder}; wait until it ends, or choose another folder"
+            ) from None
+        yield
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files of writers that were killed; those of living writers stay."""
     for path in sorted(folder.glob(".*.tmp")):

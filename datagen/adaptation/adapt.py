@@ -13,6 +13,7 @@ from datagen.adaptation.adapt_plan import AdaptPlan, load_adapt_plan
 from datagen.adaptation.pictures import Pictures, pictures_of_dataset, pictures_of_folder
 from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import TrainingFolder
+from datagen.files import require_outside
 from datagen.launchers import Launcher, from_environment
 from datagen.meter import console_of
 from datagen.model import Model
@@ -80,6 +81,8 @@ def adapt(
 
 def _adapt(plan: AdaptPlan, to: Path, console: Console | None, launcher: Launcher) -> AdaptSummary:
     console = console_of(launcher.rank, console)
+    if plan.images is not None:
+        require_outside(to, plan.images)
     pictures = _pictures(plan)
     model = Model(plan.model.reference(), device=lambda: launcher.device)
     method = _method(plan)

@@ -231,6 +231,12 @@ def save_control(network: "nn.Module", folder: Path, about: Mapping[str, Any]) -
 def _adherence_noted(folder: Path) -> float | None:
     """What the log says of the last look."""
     log = folder / LOG_FILE
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    found = [entry["adherence"] for entry in map(json.loads, lines) if "adherence" in entry]
-    return found[-1] if found else None
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return next(filter(None, map(_adherence_of, reversed(lines))), None)
+
+
+def _adherence_of(line: str) -> float | None:
+    try:
+        return json.loads(line).get("adherence")
+    except ValueError:  # written by a process that was killed meanwhile
+        return None

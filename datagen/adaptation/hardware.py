@@ -18,12 +18,16 @@ def keep_memory() -> None:
 
 
 @contextmanager
-def half_precision(device: torch.device) -> Generator[None]:
-    """bfloat16 activations where the hardware has them; the weights stay as they are."""
+def half_precision(device: torch.device, *, needed: bool = False) -> Generator[None]:
+    """bfloat16 activations where the hardware has them; the weights stay as they are.
+
+    Args:
+        needed: also where it is slow, as parts of different number formats meet.
+    """
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported()
     else:
         found = torch.cpu.get_capabilities()
         able = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    with torch.autocast(device.type, torch.bfloat16, enabled=able):
+    with torch.autocast(device.type, torch.bfloat16, enabled=able or needed):
         yield

@@ -40,7 +40,9 @@ class SampleRow:
 
     def draw(self, step: int) -> UInt8[np.ndarray, "prompts height width 3"]:
         """Draw with the weights that are in place, and write the row after `step` updates."""
-        with half_precision(self._model.checkpoint.device):
+        checkpoint = self._model.checkpoint
+        mixed = checkpoint.unet.dtype != checkpoint.vae.dtype  # what is trained whole is in float32
+        with half_precision(checkpoint.device, needed=mixed):
             pictures = np.concatenate([self._generator.render([recipe]) for recipe in self._recipes])
         write_atomic(self._folder / f"{step:06d}.png", encode_png(np.concatenate(list(pictures), axis=1)))
         return pictures

@@ -72,6 +72,8 @@ def select(found: Sequence[str], *, names: Names | None, first: int | None, ever
         raise UserError("found `names` beside `first` or `every`; give the list of names or the rule, not both")
     if isinstance(names, Path):
         names = read_names(names)
+    if not names:
+        raise UserError("found an empty list of `names`, expected at least one; leave `names` out for all pictures")
     known = {normal(name): name for name in found}
     if missing := [name for name in names if normal(name) not in known]:
         near = difflib.get_close_matches(missing[0], found, n=1)

@@ -18,6 +18,8 @@ Features = Float32[np.ndarray, "_ channels"]
 _NEIGHBOURS = 3
 _SUBSETS, _SUBSET_SIZE = 100, 100
 _COPY_PERCENTILE = 1.0
+_SAME = 1e-6
+"""Two pictures closer than this share of what pictures differ by are one: what is left is rounding."""
 
 
 class Embedder:
@@ -104,8 +106,8 @@ def _compared(metric: Any, mine: Features, theirs: Features) -> Any:
 
 
 def distances(left: Features, right: Features) -> Float32[np.ndarray, "left right"]:
-    """Euclidean, of each to each."""
-    return torch.cdist(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+    """Euclidean, of each to each; in double precision, where the same picture twice is all but 0 apart."""
+    return torch.cdist(torch.from_numpy(left).double(), torch.from_numpy(right).double()).float().numpy()
 
 
 def _among(left: Features, right: Features) -> Bool[np.ndarray, " left"]:
@@ -118,5 +120,8 @@ def _among(left: Features, right: Features) -> Bool[np.ndarray, " left"]:
 def _copied(mine: Features, theirs: Features) -> Bool[np.ndarray, " mine"]:
     own = distances(theirs, theirs)
     np.fill_diagonal(own, np.inf)
-    limit = np.percentile(own.min(axis=1), _COPY_PERCENTILE)
-    return distances(mine, theirs).min(axis=1) < limit
+    nearest = own.min(axis=1)
+    same = _SAME * np.median(np.linalg.norm(theirs - theirs.mean(axis=0), axis=1))
+    apart = nearest[nearest > same]  # a reference that shows a picture twice says nothing of what is near
+    limit = np.percentile(apart, _COPY_PERCENTILE) if len(apart) else 0.0
+    return distances(mine, theirs).min(axis=1) <= max(limit, same)

@@ -81,9 +81,10 @@ def break_even(row: Row, real_only: Sequence[Row], figure: str) -> str:
     if goal < curve[0][1]:
         return f"fewer than {curve[0][0]}"
     for (few, low), (many, high) in pairwise(curve):
-        if low <= goal < high:
-            return f"about {round(math.exp(math.log(few) + (goal - low) / (high - low) * math.log(many / few)))}"
-    return f"more than {curve[-1][0]}" if goal > curve[-1][1] else str(curve[-1][0])
+        if low <= goal <= high:
+            part = (goal - low) / (high - low) if high > low else 0.0
+            return f"about {round(math.exp(math.log(few) + part * math.log(many / few)))}"
+    return f"more than {curve[-1][0]}"
 
 
 def differences(row: Row, other: Row, figure: str) -> list[float]:

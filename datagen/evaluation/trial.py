@@ -19,6 +19,7 @@ from datagen.evaluation.columns import Cell, figure_on
 from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
 from datagen.evaluation.study import Kept, Part, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
+from datagen.randomness import seed_for
 from datagen.students import Student
 from decoders.labels import CATEGORY, DenseMap, Label, LabelSet, without_unsure
 
@@ -70,7 +71,8 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
         seed=cell.seed,
     )
 
-    def loss(batch: StudyBatch) -> Mapping[str, Tensor]:
+    def loss(number: int, batch: StudyBatch) -> Mapping[str, Tensor]:
+        torch.manual_seed(seed_for(cell.seed, str(number), "update"))  # of dropout, also after an interruption
         labels = list(batch.labels)
         if teacher is not None and batch.weak is not None:
             found = student.read(teacher, batch.weak.to(material.device))
@@ -88,7 +90,7 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
     with Ahead(study) as batch_of:
         return advance(
             network,
-            lambda number: loss(batch_of(number)),
+            lambda number: loss(number, batch_of(number)),
             folder=folder,
             schedule=schedule,
             teacher=teacher,

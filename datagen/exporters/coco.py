@@ -24,7 +24,7 @@ from datagen.files import IMAGE_SUFFIXES, encode_png, image_size, json_bytes, re
 from datagen.instances import find_objects
 from datagen.packing import confidence_maps, pack_map
 from decoders.errors import UserError
-from decoders.files import atomic_file, remove_stale, write_atomic
+from decoders.files import atomic_file, no_other_writer, remove_stale, write_atomic
 from decoders.labels import DenseMap, LabelSet, Taxonomy
 
 _Part = dict[str, Any]
@@ -40,14 +40,15 @@ class Coco:
 
     def export(self, samples: Iterable[Entry], taxonomy: Taxonomy, folder: Path, info: Mapping[str, Any]) -> None:
         """As `Exporter.export`; pictures of an earlier, larger export of the same source are taken out."""
-        writer = CocoWriter(folder, taxonomy, info=info, min_instance_pixels=self.min_instance_pixels)
-        seen: set[str] = set()
-        for name, image, labels, extra in samples:
-            if not writer.has(name):
-                writer.add(name, image, labels, extra)
-            seen.add(writer.file_name(name, image))
-        writer.keep_only(seen)
-        writer.finish()
+        with no_other_writer(folder):
+            writer = CocoWriter(folder, taxonomy, info=info, min_instance_pixels=self.min_instance_pixels)
+            seen: set[str] = set()
+            for name, image, labels, extra in samples:
+                if not writer.has(name):
+                    writer.add(name, image, labels, extra)
+                seen.add(writer.file_name(name, image))
+            writer.keep_only(seen)
+            writer.finish()
 
 
 class CocoWriter:
@@ -66,7 +67,9 @@ class CocoWriter:
         self._min_pixels = min_instance_pixels
         self._parts = folder / "parts"
         self._settings_file = self._parts / "settings.json"
-        settings = {"taxonomy": asdict(taxonomy), "info": self._info, "min_instance_pixels": min_instance_pixels}
+        # Where the model lies may change. What it is, the digest of the run or of the reader tells.
+        source = {name: value for name, value in self._info.items() if name != "model"}
+        settings = {"taxonomy": asdict(taxonomy), "info": source, "min_instance_pixels": min_instance_pixels}
         self._digest = hashlib.sha256(json_bytes(settings)).hexdigest()
         self._finished = False
         self.file_names: set[str] = set()

@@ -23,7 +23,8 @@ class Agreement:
         class_pixels: Annotated[int, Ge(1)] = 64,
         taxonomy: Taxonomy,
     ) -> None:
-        """Agreement is the confidence that `inherited` gives; what it made void counts as 0.
+        """Agreement is the confidence of labels that say what the guide says, as `inherited` gives it; what was made
+        void, or says another class, counts as 0.
 
         Args:
             minimum_of_class: of every class that the guide shows with at least `class_pixels` pixels.
@@ -44,7 +45,7 @@ class Agreement:
                 "labeller `inherited`, or remove it from the plan"
             )
         ids, found = semantic_ids(sample.recipe.guide.labels), categorical(sample.labels)
-        agreement = np.where(found.valid, found.confidence, 0)
+        agreement = np.where(found.valid & (found.values[..., 0] == ids), found.confidence, 0)
         pixels = np.bincount(ids.ravel(), minlength=len(self._taxonomy) + 1)
         sums = np.bincount(ids.ravel(), agreement.ravel(), minlength=len(self._taxonomy) + 1)
         labelled = int(pixels[1:].sum())

@@ -1,6 +1,7 @@
 """Pictures from Stable Diffusion 1.x, 2.x or XL, whichever the plan's model is: the pipeline itself knows."""
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -80,13 +81,19 @@ class StableDiffusion:
         import torch  # here, not above: checking a plan and going past finished shards must not wait for it
 
         self._check_lengths(recipes)
+        if self._guidance_rescale:  # not given otherwise: the image-to-image pipelines of 1.x and 2.x do without
+            more["guidance_rescale"] = self._guidance_rescale
+            if "guidance_rescale" not in inspect.signature(self._pipeline.__call__).parameters:
+                raise UserError(
+                    f"generator.guidance_rescale is {self._guidance_rescale}, which this model's pipeline from "
+                    "pictures does not know; leave it out, or draw with strength 1"
+                )
         pictures = self._pipeline(
             prompt=[recipe.prompt for recipe in recipes],
             negative_prompt=negative_prompts(recipes),
             generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes],
             num_inference_steps=self._steps,
             guidance_scale=self._guidance,
-            guidance_rescale=self._guidance_rescale,
             output_type="np",
             **more,
         ).images
@@ -110,7 +117,15 @@ class StableDiffusion:
             import diffusers
 
             scheduler_class = getattr(diffusers, _CLASSES[self._scheduler])
-        pipeline.register_modules(scheduler=scheduler_class.from_config(found.config))
+        known = inspect.signature(scheduler_class.__init__).parameters
+        if found.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+            raise UserError(
+                f"generator.scheduler is {self._scheduler}, but this model draws from pure noise (zero terminal SNR), "
+                "which that sampler cannot; leave it out, or take ddim, dpm_solver, euler or unipc"
+            )
+        # Left to its default, a sampler that clips would do so to latents of a checkpoint whose own does not know it.
+        unclipped = {"clip_sample": found.config.get("clip_sample", False)} if "clip_sample" in known else {}
+        pipeline.register_modules(scheduler=scheduler_class.from_config(found.config, **unclipped))
         return pipeline
 
     def _check_lengths(self, recipes: Sequence[Recipe]) -> None:

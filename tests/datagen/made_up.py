@@ -69,7 +69,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def failing(error: OSError, *, after: int = 0) -> Callable[..., None]:
+def failing(error: BaseException, *, after: int = 0) -> Callable[..., None]:
     """A stand-in for a system call that works `after` times and then raises."""
     calls = 0
 

@@ -205,6 +205,11 @@ def test_samples_are_drawn_from_the_same_noise_and_curves_are_kept(
     assert other.read_bytes() == (folder / "lora.safetensors").read_bytes()  # looking and saving memory change nothing
 
 
+def empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -217,7 +222,7 @@ def test_samples_are_drawn_from_the_same_noise_and_curves_are_kept(
         (lambda _: {"size": [32, 36]}, r"size is \[32, 36\], expected multiples of 8 for this model; take \[32, 32\]"),
         (lambda _: {"tracker": "tensorbord"}, "unknown name 'tensorbord'; did you mean 'tensorboard'"),
         (lambda _: {"tracker": "comet_ml"}, "comet_ml needs a package that was not found; run `pip install comet-ml`"),
-        (lambda folder: {"images": str(folder)}, "holds no picture"),
+        (lambda folder: {"images": str(empty(folder))}, "holds no picture"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
@@ -231,6 +236,21 @@ def test_mistakes_are_told_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         adapted(plan)
     assert not (tmp_path / "adapted").exists()
+
+
+def test_what_is_written_is_no_picture_to_learn_from(walls: Path, pipelines: Mapping[str, Path], tmp_path: Path):
+    plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], walls)
+    with pytest.raises(UserError, match="lies within the folder of pictures"):
+        adapted(plan, to=walls / "lora")
+    assert not (walls / "lora").exists()
+
+
+def test_a_whole_model_in_half_precision_draws_its_samples(walls: Path, pipelines: Mapping[str, Path], tmp_path: Path):
+    """On a CPU without bfloat16 as well, where what is trained is in float32 and the rest is not."""
+    model = {"source": str(pipelines["sd1"]), "dtype": "bfloat16"}
+    choices: dict[str, Any] = {"method": "full", "model": model, "prompts": ["a wall"], "updates": 1}
+    adapted(write_plan(tmp_path / "plan.yaml", pipelines["sd1"], walls, **choices))
+    assert list((tmp_path / "adapted/samples").glob("*.png"))
 
 
 def test_a_loss_that_explodes_says_what_to_change(walls: Path, pipelines: Mapping[str, Path], tmp_path: Path):

@@ -54,6 +54,10 @@ def test_copies_are_found():
     pictures[7] = reference[3] + 1e-4
     assert 7 in likeness(pictures, reference).copies
     assert likeness(reference, reference).copies == tuple(range(100))
+    twice = reference.copy()
+    twice[1] = twice[0]
+    pictures[7] = twice[3]
+    assert 7 in likeness(pictures, twice).copies, "what the reference shows twice does not hide what was copied"
 
 
 def test_few_pictures_have_no_frechet_distance():

@@ -206,6 +206,8 @@ def test_drawing_may_begin_from_the_picture(pipelines: Mapping[str, Path]):
     assert pictures[0].shape == (2, *SIZE, 3)
     assert not np.array_equal(pictures[0], pictures[1])
     blank = [Recipe(id="0", prompt="", seed=1, guide=Guide(labels=labels(0, *SIZE)))]
+    with pytest.raises(UserError, match=r"guidance_rescale is 0\.5.*draw with strength 1"):
+        generator(pipelines["sd1"], strength=0.4, guidance_rescale=0.5).render(RECIPES)
     with pytest.raises(UserError, match="strength below 1 begins from the guide's picture"):
         generator(pipelines["sd1"], strength=0.5).render(blank)
 

@@ -372,6 +372,19 @@ def test_a_dataset_of_other_settings_is_not_touched(tmp_path: Path, finished: bo
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_model_that_was_moved_is_the_same_source(tmp_path: Path, finished: bool):
+    writer = _writer(tmp_path, info={**INFO, "model": {"source": "models/a"}})
+    writer.add(*_entries(1)[0])
+    if finished:
+        writer.finish()
+    grown = _writer(tmp_path, info={**INFO, "model": {"source": "/abs/models/a"}})
+    grown.add(*_entries(2)[1])
+    grown.finish()
+    assert validate(tmp_path).pictures == 2
+    assert _read(tmp_path)["info"]["model"] == {"source": "/abs/models/a"}
+
+
 @pytest.mark.parametrize("name", ["holiday.jpg", "annotations/instances.json"])
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path, name: str):
     (tmp_path / name).parent.mkdir(exist_ok=True)

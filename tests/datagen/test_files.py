@@ -21,7 +21,7 @@ from datagen.files import (
     write_json,
 )
 from decoders.errors import UserError
-from decoders.files import atomic_file, remove_stale, write_atomic
+from decoders.files import atomic_file, no_other_writer, remove_stale, write_atomic
 from tests.datagen.made_up import failing, tree
 
 RNG = np.random.default_rng(0)
@@ -93,6 +93,15 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
         write_atomic(tmp_path / "file" / "a", b"")
 
 
+def test_two_do_not_write_one_folder(tmp_path: Path):
+    folder = tmp_path / "ein ö"
+    told = pytest.raises(UserError, match=r"another process is writing .*ein ö; wait until it ends")
+    with no_other_writer(folder), no_other_writer(tmp_path / "other"), told, no_other_writer(folder):
+        pass
+    with no_other_writer(folder):
+        assert not folder.exists(), "whoever writes makes it"
+
+
 def test_a_killed_writer_is_cleaned_up_and_a_living_one_is_not(tmp_path: Path):
     code = (
         "import os, signal, sys; from pathlib import Path; from decoders.files import atomic_file\n"
@@ -134,6 +143,10 @@ def test_exif_orientation_is_applied(tmp_path: Path):
     path = _saved(tmp_path / "a.png", Image.fromarray(COLORS), exif=exif)
     np.testing.assert_array_equal(read_image(path), np.rot90(COLORS, -1))
     assert image_size(path.read_bytes(), "a") == (7, 5)
+    exif[0x0112] = 5
+    for ending in ("png", "jpg", "tif", "webp"):
+        path = _saved(tmp_path / f"b.{ending}", Image.fromarray(COLORS), exif=exif)
+        assert image_size(path.read_bytes(), "b") == read_image(path).shape[:2] == (7, 5), ending
 
 
 @pytest.mark.parametrize("read", [read_image, read_label_png])

@@ -15,8 +15,10 @@ from datagen.generation import RunSummary, generate
 from datagen.plan import build_parts, load_plan
 from datagen.runs import open_run
 from decoders.errors import UserError
+from decoders.files import no_other_writer
 from decoders.labels import semantic_ids
 from tests.datagen import toys
+from tests.datagen.made_up import failing
 from tests.datagen.test_fitting import CLASSES, photographs, write_plan
 from tests.tiny_models import tiny_control
 
@@ -180,6 +182,36 @@ def test_the_demo_asks_for_what_the_pocket_world_has(tmp_path: Path, monkeypatch
     recipes = [source.recipe(index) for index in range(plan.target)]
     assert len({recipe.prompt for recipe in recipes}) > plan.target * 0.8
     assert {name for recipe in recipes for name in recipe.wanted} >= {"car", "person", "building"}
+
+
+def test_layouts_of_other_classes_than_the_labellers_are_refused(tmp_path: Path):
+    few = photographs(tmp_path / "few", 2)
+    data = {"format": "label_folder", "root": str(few), "classes": CLASSES, "void": [9]}
+    file = toy_plan(tmp_path, source={"kind": "layouts", "data": data, "height": 32, "width": 48})
+    with pytest.raises(UserError, match=r"labeller: it says the classes sky, road, car, the layouts .* have road, car"):
+        generate(file)
+    assert not (tmp_path / "my run").exists()
+
+
+def test_two_runs_do_not_export_at_once(tmp_path: Path):
+    with (
+        no_other_writer(tmp_path / "my run/exports/coco"),
+        pytest.raises(UserError, match=r"another process is writing .*coco"),
+    ):
+        generate(toy_plan(tmp_path))
+    assert finished(generate(toy_plan(tmp_path))).accepted >= 6
+
+
+def test_an_export_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though a note of the smaller target, which is set again, says so."""
+    generate(toy_plan(tmp_path, target=5))
+    with monkeypatch.context() as patch:
+        patch.setattr("datagen.exporters.coco.CocoWriter.finish", failing(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            generate(toy_plan(tmp_path))
+    summary = finished(generate(toy_plan(tmp_path, target=5)))
+    assert len(list((summary.exports["coco"] / "images").iterdir())) == 5
+    assert not (summary.exports["coco"] / "parts").exists()
 
 
 def test_layouts_become_a_dataset_of_the_best_candidates(tmp_path: Path, pipelines: Mapping[str, Path]):

@@ -83,6 +83,27 @@ def test_every_scheduler_is_deterministic_and_leaves_the_checkpoint_alone(
     assert own.config.prediction_type == "v_prediction"
 
 
+def test_a_sampler_that_cannot_begin_with_pure_noise_is_refused(pipelines: Mapping[str, Path]):
+    model = Model(ModelReference(source=str(pipelines["sd2"])))
+    model.checkpoint.pipeline.scheduler.register_to_config(rescale_betas_zero_snr=True)
+    with pytest.raises(UserError, match=r"scheduler is heun.*zero terminal SNR.*take ddim"):
+        generator(pipelines["sd2"], model=model, scheduler="heun").render(RECIPES)
+    generator(pipelines["sd2"], model=model, scheduler="euler").render(RECIPES)
+
+
+def test_latents_are_not_clipped_by_a_default(pipelines: Mapping[str, Path]):
+    import diffusers
+
+    model = Model(ModelReference(source=str(pipelines["sd1"])))
+    pipeline = model.checkpoint.pipeline
+    pipeline.register_modules(scheduler=diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config))
+    config = {name: value for name, value in pipeline.scheduler.config.items() if name != "clip_sample"}
+    pipeline.scheduler._internal_dict = type(pipeline.scheduler.config)(config)  # pyright: ignore[reportPrivateUsage]
+    draws = generator(pipelines["sd1"], model=model, scheduler="ddpm")
+    draws.render(RECIPES)
+    assert draws._pipeline.scheduler.config.clip_sample is False  # pyright: ignore[reportPrivateUsage]
+
+
 def test_the_size_is_the_models_own_when_left_out(pipelines: Mapping[str, Path]):
     assert generator(pipelines["sd1"], height=None, width=None).render(RECIPES[:1]).shape == (1, 32, 32, 3)
 

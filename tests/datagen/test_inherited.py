@@ -147,6 +147,13 @@ def test_pictures_that_disagree_are_rejected_with_the_reason(monkeypatch: pytest
     assert judge(label(monkeypatch, answer(IDS, 1.0)), minimum=1.0, minimum_of_class=1.0).keep
 
 
+def test_another_class_is_no_agreement_however_sure():
+    """As of a labeller that reads the picture itself."""
+    wrong = np.where(IDS > 0, IDS % 3 + 1, 0).astype(np.uint8)
+    assert judge({"semantic": semantic_map(wrong)}).scores["agreement"] == 0
+    assert judge({"semantic": semantic_map(IDS)}).scores["agreement"] == 1
+
+
 def test_agreement_needs_a_guide():
     loose = Sample(recipe=replace(RECIPE, guide=None), image=image(), labels={})
     with pytest.raises(UserError, match="sample 00000007 has no guide"):

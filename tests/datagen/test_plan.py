@@ -1,5 +1,6 @@
 """Reading plans: every mistake is one clear message, before anything slow begins."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from datagen.plan import build_parts, identity, load_plan
 from datagen.runs import Run, claim, library_versions, open_run
+from datagen.settings import Settings, check, read_settings
 from decoders.errors import UserError
 from tests.datagen import toys
 
@@ -119,6 +121,26 @@ def test_bad_yaml_is_told_with_its_line(tmp_path: Path, text: str, told: str):
         load_plan(text_plan(tmp_path, text))
     assert told in str(caught.value)
     assert "plan.yaml" in str(caught.value)
+
+
+def test_numbers_may_be_keys_and_home_is_where_the_shell_has_it(tmp_path: Path):
+    file = text_plan(tmp_path, "reader: ~/readers/a\nclasses: {7: road}\n")
+    assert read_settings(file)["classes"] == {"7": "road"}
+
+    class Named(Settings):
+        reader: Path
+        classes: Mapping[int, str]
+
+    found = check(Named, read_settings(file))
+    assert found.reader == Path.home() / "readers/a"
+    assert found.classes == {7: "road"}
+
+
+def test_what_is_no_plan_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"plan .*plan\.yaml.*expected valid YAML"):
+        load_plan(text_plan(tmp_path, "run: 2024-13-45\n"))
+    with pytest.raises(UserError, match="holds itself, by an alias"):
+        load_plan(text_plan(tmp_path, "run: &a [*a]\n"))
 
 
 def test_an_unreadable_file(tmp_path: Path):

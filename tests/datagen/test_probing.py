@@ -59,6 +59,14 @@ def test_an_interrupted_probe_goes_on(plan: Path, probed: Path, tmp_path: Path, 
     assert json.loads((tmp_path / PROBE_FILE).read_text()) == json.loads((probed / PROBE_FILE).read_text())
 
 
+def test_fewer_fits_than_before_are_done(plan: Path, probed: Path, tmp_path: Path):
+    whole = json.loads((probed / PROBE_FILE).read_text())
+    del whole["ranked"][1]["fitted"]  # stopped before the second fit
+    (tmp_path / PROBE_FILE).write_text(json.dumps(whole))
+    probe_from_plan(plan, tmp_path, **(SWEEP | {"fits": 1}))  # pyright: ignore[reportArgumentType]
+    assert chosen(tmp_path) == whole["ranked"][0]["setting"]
+
+
 def test_a_fit_takes_the_best(plan: Path, probed: Path, tmp_path: Path):
     fit_from_plan(plan, to=tmp_path / "reader", probe=probed)
     found = ReaderManifest.read(tmp_path / "reader").perceiver

@@ -47,6 +47,10 @@ def test_a_sheet_of_a_run_shows_accepted_samples_up_to_the_target(tmp_path: Path
     kept, bad = Verdict(keep=True), Verdict(keep=False, reason="no car")
     mixed = run("mixed", [0, 1, 2, 3], [kept, bad, kept, kept], target=2)
     assert mixed.read_bytes() == run("plain", [0, 2], [kept, kept], target=2).read_bytes()
+    tar = next((tmp_path / "plain").rglob("*.tar"))
+    tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAX"))
+    with pytest.raises(UserError, match="it was damaged after it was written"):
+        contact_sheet(tmp_path / "plain", to=tmp_path / "damaged.png")
     with pytest.raises(UserError, match="no pictures"):
         run("none", [0], [bad], target=2)
 
