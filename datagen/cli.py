@@ -348,6 +348,19 @@ def show(
     _out.print(str(to), markup=False)
 
 
+@app.command(epilog="Example: datagen keys generators controlnet")
+def keys(
+    topic: Annotated[
+        str | None, typer.Argument(metavar="[PLAN|GROUP]", help="Verb with a plan, or group of plug-ins.")
+    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Plug-in of that group.")] = None,
+) -> None:
+    """Say which keys a plan or a part of one has: default, what is expected, what it means."""
+    from datagen.keys import tell
+
+    _out.print(tell(topic, kind), markup=False)
+
+
 @app.command(epilog="Example: datagen doctor")
 def doctor() -> None:
     """Say what this machine has to offer and what is missing; exit code 1 when something needed is missing."""

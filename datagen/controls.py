@@ -50,8 +50,9 @@ class Control(Settings):
     scale: Annotated[float, Ge(0)] = 1.0
     """How strongly it acts."""
     begin: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of the steps after which it begins to act ..."""
     end: Annotated[float, Ge(0), Le(1)] = 1.0
-    """The part of the steps in which it acts."""
+    """... and after which it no longer does."""
     class_scales: Mapping[str, Annotated[float, Ge(0)]] = {}
     """Class name -> strength there, times `scale`; 1 where left out. So the sky can be left to the model."""
     weight_map: Path | None = None

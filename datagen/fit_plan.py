@@ -45,11 +45,17 @@ class PerceiverSettings(Settings):
     """How the model is read, as `decoders.perceivers.unet.Reading`; phrases only where a class name would not do."""
 
     timesteps: Annotated[tuple[Annotated[int, Ge(0)], ...], BeforeValidator(_as_tuple)] = (50,)
+    """How much noise is added, in the training schedule; the features of several are joined. Each costs a pass."""
     noises: Annotated[int, Ge(1)] = 1
+    """How many noises are added, one after the other; the features are averaged. Each costs a pass."""
     noise_seed: Annotated[int, Ge(0)] = 0
+    """Of the first noise; the following numbers are those of the others."""
     layers: tuple[str, ...] = ("mid", "up")
+    """`down`, `mid`, `up` (the last features of each block at its own grid) or paths of modules in the UNet."""
     attention: Literal["mean", "heads", "none"] = "mean"
+    """What becomes of the class attention: its mean over heads and blocks, every head of every block, or nothing."""
     keep_loras: bool = False
+    """Whether the model is read with its LoRA files on; without them a reader serves any style."""
     phrases: Mapping[str, str] = {}
     """What the text encoder is asked for, by class name; the name itself when left out."""
 
@@ -64,15 +70,19 @@ class FitPlan(Settings):
     reader: Path
     """Folder of the finished reader."""
     model: ModelSettings
+    """Whose activations are read."""
     perceiver: PerceiverSettings = PerceiverSettings()
+    """What of the model is read; `datagen probe` finds out what is best."""
     tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
     """Task name -> options: what the reader learns to say; a list of names where the options are the defaults."""
     decoder: Annotated[
         DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(asdict)
     ] = DecoderSettings()
+    """What is fitted: its size."""
     fit: Annotated[FitSettings, PlainValidator(partial(_choices, FitSettings, "fit")), PlainSerializer(asdict)] = (
         FitSettings()
     )
+    """How long and how fast, and on which views."""
     reading: Annotated[
         ReadSettings, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(asdict)
     ] = ReadSettings()

@@ -15,16 +15,22 @@ class LoraSettings(Settings):
     """One entry of `loras:`; fields as `LoraReference`."""
 
     source: str
+    """A local file, or `package://some.package/path/file.safetensors`."""
     weight: float = 1.0
+    """How strongly it acts."""
 
 
 class ModelSettings(Settings):
     """`model:` of a plan; fields as `ModelReference`."""
 
     source: str
+    """A local folder in diffusers format, a hub id `owner/name`, or `package://some.package/folder`."""
     revision: str | None = None
+    """Commit of the hub repository, 40 hex digits; a branch or tag can move and is refused."""
     loras: tuple[LoraSettings, ...] = ()
+    """LoRA files that act on it, several add up."""
     dtype: Precision = "auto"
+    """Number format of the weights; `auto` is float32 on a CPU and float16 on a GPU."""
 
     def reference(self) -> ModelReference:
         return ModelReference(

@@ -38,6 +38,7 @@ class Candidates(Settings):
     """Several pictures for each recipe, of which the best is kept; in a plan a bare number is their `count`."""
 
     count: Annotated[int, Ge(1)] = 1
+    """Pictures for each recipe."""
     best_by: str = "agreement"
     """Name of a filter's score, the higher the better; a picture that all filters keep comes before all others."""
 
@@ -55,12 +56,15 @@ class GeneratePlan(Settings):
     target: Annotated[int, Ge(1)]
     """Accepted samples wanted: the dataset is the first so many in id order."""
     seed: Annotated[int, Ge(0)] = 0
+    """Of all prompts, crops and noises: another one gives other pictures."""
     shard_size: Annotated[int, Ge(1)] = 64
     """Samples made, accepted or not, between two commits."""
     batch_size: Annotated[int, Ge(1)] = 8
+    """Pictures drawn and labelled at once."""
     threads: Annotated[int, Ge(1)] = 1
     """CPU threads of each process. Like the batch size it decides the last digits of a picture."""
     candidates: Candidates = Candidates()
+    """Pictures drawn for each recipe, of which the best is kept; a bare number is their count."""
     minimum_yield: Annotated[float, Ge(0), Le(1)] = 0.05
     """Give up when a smaller share is accepted ..."""
     yield_after: Annotated[int, Ge(1)] = 200
@@ -68,12 +72,17 @@ class GeneratePlan(Settings):
     model: ModelSettings | None = None
     """May be left out where no part asks for a model."""
     source: Annotated[Part, OneOf("sources", at="source")]
+    """What is asked for."""
     generator: Annotated[Part, OneOf("generators", at="generator")]
+    """What draws it."""
     labeller: Annotated[Part, OneOf("labellers", at="labeller")]
+    """What says what the pictures show."""
     filters: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "filters", "filters")), _AS_JSON] = ()
+    """What rejects pictures, one after the other: datagen keys filters."""
     exports: Annotated[tuple[Part, ...], PlainValidator(partial(_several, "exporters", "exports")), _AS_JSON] = Field(
         default_factory=lambda: _several("exporters", "exports", ["coco"])
     )
+    """What is written of the accepted ones: datagen keys exporters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

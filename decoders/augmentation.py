@@ -25,6 +25,7 @@ class Augmentation:
     zoom: tuple[float, float] = (0.8, 1.6)
     """Smallest and largest magnification relative to the plain view, drawn evenly in log space."""
     mirror: bool = True
+    """Whether half of the views are mirrored."""
     jitter: float = 0.2
     """Largest relative change of brightness, contrast and saturation; hue moves by a tenth of it. 0 = off."""
 

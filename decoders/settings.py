@@ -65,7 +65,9 @@ class FitSettings:
     """All that decides a fit beside the pictures, the model and the tasks."""
 
     updates: int = 600
+    """Of the decoder's weights."""
     batch_size: int = 8
+    """Views of one update."""
     learning_rate: float = 4e-3
     """Peak of a one-cycle schedule: up over the first tenth of the updates, then down to nothing along a cosine."""
     weight_decay: float = 0.01
@@ -77,6 +79,7 @@ class FitSettings:
     views: int = 16
     """Augmented views per picture, the plain one included."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    """How far a view may differ from the plain picture."""
     size: tuple[int, int] | None = None
     """Height and width while fitting; None = the first picture's, rounded to what the perceiver takes."""
     holdout: float = 0.2
@@ -93,6 +96,7 @@ class FitSettings:
     perceive_batch: int = 4
     """Views per pass of the model while the cache is filled."""
     seed: int = 0
+    """Of first weights, views and batches, and of which pictures are held out."""
     threads: int | None = None
     """CPU threads; None = as torch is set. Another number may change the last digits."""
 

@@ -19,6 +19,7 @@ class AdaptPlan(TrainingSettings):
     adapted: Path
     """Where everything goes: the LoRA file or the adapted model, curves, samples."""
     model: ModelSettings
+    """What is trained further."""
     method: Literal["lora", "full"] = "lora"
     """`lora` trains a small file beside the model, `full` all weights of its UNet."""
     rank: Annotated[int, Ge(1)] = 8

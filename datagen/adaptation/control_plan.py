@@ -23,8 +23,11 @@ class AdherenceSettings(Settings):
     source: Annotated[Part | None, OneOf("sources", at="adherence.source")] = None
     """Layouts to draw; others of the training's source when None."""
     pictures: Annotated[int, Ge(1)] = 8
+    """So many layouts, always the same."""
     steps: Annotated[int, Ge(1)] = 25
+    """Of the sampler."""
     guidance: Annotated[float, Ge(0)] = 7.5
+    """Of these pictures."""
 
 
 class BeginWith(Settings):
@@ -57,6 +60,7 @@ class ControlPlan(TrainingSettings):
     caption_dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of the pictures shown without caption: guidance needs a model that knows what comes without one."""
     adherence: AdherenceSettings = AdherenceSettings()
+    """What is drawn and measured meanwhile."""
 
 
 def load_control_plan(path: Path, overrides: Iterable[str] = ()) -> ControlPlan:

@@ -17,6 +17,7 @@ class TrainingSettings(Settings):
     """How long, how fast and on how much at once a network is trained."""
 
     updates: Annotated[int, Ge(1)]
+    """Of the weights."""
     batch_size: Annotated[int, Ge(1)] = 4
     """Pictures in one pass, of all processes together."""
     accumulate: Annotated[int, Ge(1)] = 1
@@ -32,6 +33,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: a third slower, in much less memory."""
     seed: Annotated[int, Ge(0)] = 0
+    """Of first weights, batches and noise."""
     threads: Annotated[int, Ge(1)] = 2
     """CPU threads of each process; another number may change the last digits."""
     tracker: str = "tensorboard"

@@ -75,8 +75,13 @@ class Annotator:
     channels = 3
 
     def __init__(self, *, name: DetectorName, weights: Path | None = None) -> None:
-        """Raises:
-        UserError: controlnet-aux is not installed; weights are missing, or given to a detector that has none.
+        """
+        Args:
+            name: of the detector of controlnet-aux.
+            weights: folder or file of its weights, where it has any.
+
+        Raises:
+            UserError: controlnet-aux is not installed; weights are missing, or given to a detector that has none.
         """
         self._name = name
         self._detector = _DETECTORS[name]

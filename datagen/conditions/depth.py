@@ -25,9 +25,10 @@ class Depth:
     channels = 3
 
     def __init__(self, *, reader: Path | None = None, model: Model | None = None) -> None:
-        """Args:
-        reader: folder of a reader that says depth, asked about the guide's picture where the guide has none.
-        model: a checkpoint that the reader may borrow.
+        """
+        Args:
+            reader: folder of a reader that says depth, asked about the guide's picture where the guide has none.
+            model: a checkpoint that the reader may borrow.
         """
         self._reader = None if reader is None else Decoded(reader=reader, model=model)
 

@@ -28,9 +28,11 @@ class Edges:
     def __init__(
         self, *, of: Literal["picture", "labels"] = "picture", low: Threshold = _LOW, high: Threshold = _HIGH
     ) -> None:
-        """Args:
-        low, high: Canny's thresholds for the gradient of 8-bit colours: above `high` an edge begins, and it goes on
-            while it stays above `low`.
+        """
+        Args:
+            of: edges of the picture that the guide comes with, or of its label map.
+            low, high: Canny's thresholds for the gradient of 8-bit colours: above `high` an edge begins, and it goes on
+                while it stays above `low`.
 
         Raises:
             UserError: `low` is above `high`, or there are thresholds for labels.

@@ -24,8 +24,9 @@ class Palette:
     channels = 3
 
     def __init__(self, *, colors: dict[str, tuple[Level, Level, Level]] | None = None, taxonomy: Taxonomy) -> None:
-        """Args:
-        colors: class name -> RGB, 0..255; a class that is left out keeps the taxonomy's colour.
+        """
+        Args:
+            colors: class name -> RGB, 0..255; a class that is left out keeps the taxonomy's colour.
 
         Raises:
             UserError: a name is no class of the taxonomy.

@@ -38,8 +38,9 @@ class AnnotatedImages(Sequence[AnnotatedImage], ABC):
 
     @abstractmethod
     def load(self, name: str) -> AnnotatedImage:
-        """Raises:
-        UserError: a file of this picture is missing, damaged or does not fit the others.
+        """
+        Raises:
+            UserError: a file of this picture is missing, damaged or does not fit the others.
         """
 
     def __len__(self) -> int:
@@ -129,16 +130,18 @@ def list_images(
 
 
 def check_present(pictures: Sequence[Path]) -> None:
-    """Raises:
-    UserError: a picture is missing; counts them.
+    """
+    Raises:
+        UserError: a picture is missing; counts them.
     """
     if missing := [path for path in pictures if not path.is_file()]:
         raise UserError(f"{len(missing)} of {len(pictures)} pictures are missing, first {missing[0]}; check `images`")
 
 
 def check_categories(categories: Sequence[Category], json: Path) -> None:
-    """Raises:
-    UserError: two categories of a COCO file share an id.
+    """
+    Raises:
+        UserError: two categories of a COCO file share an id.
     """
     if len({category.id for category in categories}) != len(categories):
         raise UserError(f"{json}: two categories share an id; give each its own")
@@ -206,8 +209,9 @@ def to_semantic_ids(
 def check_size(
     image: UInt8[np.ndarray, "height width 3"], label_shape: tuple[int, ...], *, paths: tuple[Path, Path]
 ) -> None:
-    """Raises:
-    UserError: a picture and its label file differ in size.
+    """
+    Raises:
+        UserError: a picture and its label file differ in size.
     """
     height, width = image.shape[:2]
     if label_shape[:2] != (height, width):

@@ -40,7 +40,10 @@ class Cityscapes(AnnotatedImages):
         """
         Args:
             root: folder that holds `leftImg8bit` and `gtFine`.
+            split: folder below each of these: train, val, ...
             annotations: `gtFine` or `gtCoarse`.
+            names, first, every: which pictures: those named (a list, or a file with a name in each line), or each n-th
+                and of these the first so many; all when left out.
 
         Raises:
             UserError: a folder is missing, or a picture has no label.

@@ -59,8 +59,14 @@ class Coco(AnnotatedImages):
     ) -> None:
         """
         Args:
+            root: folder that holds the others.
+            annotations: JSON of the objects, below root.
+            images: folder of the pictures, below root.
             unmarked: pixels outside all objects are a class "background", listed last unless there is one, or void;
                 a dataset with semantic PNGs has said so itself.
+            colors: red, green and blue of classes on sheets and in palettes, 0..255; chosen when left out.
+            names, first, every: which pictures: those named (a list, or a file with a name in each line), or each n-th
+                and of these the first so many; all when left out.
 
         Raises:
             UserError: the JSON or a picture is missing, or the JSON contradicts itself.

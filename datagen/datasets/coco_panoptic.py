@@ -39,7 +39,13 @@ class CocoPanoptic(AnnotatedImages):
     ) -> None:
         """
         Args:
+            root: folder that holds the others.
+            annotations: JSON of the segments, below root.
             segments: folder of the PNGs that the JSON's annotations name.
+            images: folder of the pictures, below root.
+            colors: red, green and blue of classes on sheets and in palettes, 0..255; chosen when left out.
+            names, first, every: which pictures: those named (a list, or a file with a name in each line), or each n-th
+                and of these the first so many; all when left out.
 
         Raises:
             UserError: the JSON or a picture is missing, or the JSON contradicts itself.

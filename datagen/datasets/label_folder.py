@@ -46,6 +46,9 @@ class LabelFolder(AnnotatedImages):
     ) -> None:
         """
         Args:
+            root: folder that holds the others.
+            images: folder of the pictures, below root.
+            depth: folder of the depth files, below root; none when left out.
             classes: names by label id; of a list, the position is the id, from 0.
             labels: folder of the label files; null where there are depths only, and `classes` is no more than what the
                 model is asked to look for.
@@ -56,6 +59,9 @@ class LabelFolder(AnnotatedImages):
                 it, 0.001 for millimetres (NYU), 1 for NPY arrays of metres.
             image_ending, label_ending, depth_ending: what a stem has after the name, as `_gtFine_labelIds`.
             things: names of the classes that can be counted.
+            colors: red, green and blue of classes on sheets and in palettes, 0..255; chosen when left out.
+            names, first, every: which pictures: those named (a list, or a file with a name in each line), or each n-th
+                and of these the first so many; all when left out.
 
         Raises:
             UserError: a folder is missing, a picture has no label, or classes and void contradict each other.

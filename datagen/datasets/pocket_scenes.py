@@ -39,6 +39,8 @@ class PocketScenes(AnnotatedImages):
     ) -> None:
         """
         Args:
+            count: scenes, one after the other from `seed` on.
+            height, width: of each in pixels.
             seed: number of the first scene within the split.
             split: range of seeds: `few_shot` to fit readers, `test` to measure them.
             held_out: whether the look and the weather that the pocket model never saw occur too.

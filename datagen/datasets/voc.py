@@ -48,10 +48,15 @@ class Voc(AnnotatedImages):
     ) -> None:
         """
         Args:
+            root: folder that holds the others.
+            images, labels: folders of the pictures and the label files, below root.
             split: a list in `ImageSets/Segmentation`, such as train; every picture with a label when left out.
             classes: names of label ids 1, 2, ...
             unmarked: pixels of id 0 are a class "background", listed last, or void.
             things: names of the classes that can be counted; all but the background when left out.
+            colors: red, green and blue of classes on sheets and in palettes, 0..255; chosen when left out.
+            names, first, every: which pictures: those named (a list, or a file with a name in each line), or each n-th
+                and of these the first so many; all when left out.
 
         Raises:
             UserError: a folder, the list or a picture is missing.

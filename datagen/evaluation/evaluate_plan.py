@@ -21,8 +21,11 @@ class ViewSettings(Settings):
     """How far what a student sees may differ from the plain pictures; as `decoders.augmentation.Augmentation`."""
 
     zoom: tuple[float, float] = (0.8, 1.6)
+    """Smallest and largest magnification relative to the plain view, drawn evenly in log space."""
     mirror: bool = True
+    """Whether half of the views are mirrored."""
     jitter: float = 0.2
+    """Largest relative change of brightness, contrast and saturation; hue moves by a tenth of it. 0 = off."""
 
     def augmentation(self) -> Augmentation:
         """Raises:
@@ -37,6 +40,7 @@ class EvaluatePlan(Settings):
     evaluation: Path
     """Where everything goes: every finished cell, the table, the plot."""
     student: Annotated[Part, OneOf("students", at="student")]
+    """Who learns."""
     real: Annotated[Part, OneOf("datasets", at="real")]
     """The annotated pictures that there are."""
     synthetic: Annotated[Part, OneOf("datasets", at="synthetic")]
@@ -74,11 +78,13 @@ class EvaluatePlan(Settings):
     size: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]]
     """Height and width in pixels of the views that are learned from; test pictures are scaled alike."""
     views: ViewSettings = ViewSettings()
+    """How far they may differ from the plain pictures."""
     updates: Annotated[int, Ge(1)] = 1000
     """Of the columns `real` and `synthetic`."""
     mixed_updates: Annotated[int, Ge(1)] | None = None
     """Of the others; as `updates` when left out, and then `real_long` is `real`."""
     batch_size: Annotated[int, Ge(2)] = 8
+    """Views of one update."""
     real_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Of a batch of mixed columns, however few the real pictures are."""
     sure_from: Annotated[float, Ge(0), Le(1)] = 0.95
@@ -86,6 +92,7 @@ class EvaluatePlan(Settings):
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Of AdamW, at its highest."""
     warm_up: Annotated[int, Ge(0)] = 50
+    """Updates over which the rate rises."""
     decay: Annotated[float, Ge(0), Le(1)] = 0.5
     """Share of the updates, at the end, over which the rate falls to zero."""
     ema: Annotated[float, Ge(0), Lt(1)] = 0.996

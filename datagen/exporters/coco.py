@@ -35,7 +35,10 @@ class Coco:
     """Exporter of the COCO form."""
 
     def __init__(self, *, min_instance_pixels: int = 20) -> None:
-        """`min_instance_pixels`: smaller regions of a semantic map make no object; given objects are all kept."""
+        """
+        Args:
+            min_instance_pixels: smaller regions of a semantic map make no object; given objects are all kept.
+        """
         self.min_instance_pixels = min_instance_pixels
 
     def export(self, samples: Iterable[Entry], taxonomy: Taxonomy, folder: Path, info: Mapping[str, Any]) -> None:

@@ -27,7 +27,9 @@ class Agreement:
         void, or says another class, counts as 0.
 
         Args:
-            minimum_of_class: of every class that the guide shows with at least `class_pixels` pixels.
+            minimum: of the mean over all pixels that the guide labels.
+            minimum_of_class: of the mean over those of every class that the guide shows with at least `class_pixels`.
+            class_pixels: from so many on a class is asked about.
         """
         self._minimum = minimum
         self._minimum_of_class = minimum_of_class

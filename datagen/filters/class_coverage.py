@@ -21,7 +21,13 @@ class ClassCoverage:
         minimum_classes: Annotated[int, Ge(0)] = 0,
         taxonomy: Taxonomy,
     ) -> None:
-        """A class counts as shown when it has both `minimum_share` of the pixels and `minimum_pixels` of them."""
+        """A class counts as shown when it has both the share of the pixels and the number of them.
+
+        Args:
+            minimum_share: of the picture's pixels, from which a class counts as shown.
+            minimum_pixels: and so many of them.
+            minimum_classes: that a picture must show, whatever was asked for.
+        """
         self._minimum_share = minimum_share
         self._minimum_pixels = minimum_pixels
         self._minimum_classes = minimum_classes

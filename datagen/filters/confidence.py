@@ -20,8 +20,12 @@ class Confidence:
     def __init__(
         self, *, label: str | None = None, minimum: Share = 0.5, sure_from: Share = 0.5, minimum_sure: Share = 0.0
     ) -> None:
-        """Args:
-        label: whose confidence counts, such as `depth` or `instances`; that of the class map when left out.
+        """
+        Args:
+            label: whose confidence counts, such as `depth` or `instances`; that of the class map when left out.
+            minimum: of the mean over all labelled pixels, or objects.
+            sure_from: confidence from which one counts as sure ...
+            minimum_sure: ... and the share of them that must be.
         """
         self._label = label
         self._minimum = minimum

@@ -52,9 +52,10 @@ class ControlledUnet(nn.Module):
     """Stands in for `unet`; whatever is asked of it besides is the UNet's own answer."""
 
     def __init__(self, unet: nn.Module, *, cell: int, scheduler: Any) -> None:
-        """Args:
-        cell: pixels per latent cell, in each direction.
-        scheduler: the pipeline's, which knows the steps.
+        """
+        Args:
+            cell: pixels per latent cell, in each direction.
+            scheduler: the pipeline's, which knows the steps.
         """
         super().__init__()
         self.unet = unet

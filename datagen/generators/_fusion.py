@@ -63,9 +63,10 @@ class Canvas:
     """The second drawing of one batch."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Fusion, guides: Sequence[Guide], *, tile: int) -> None:
-        """Args:
-        guides: at the size of the canvas.
-        tile: pixels of a window's side.
+        """
+        Args:
+            guides: at the size of the canvas.
+            tile: pixels of a window's side.
         """
         self._checkpoint = checkpoint
         self._settings = settings

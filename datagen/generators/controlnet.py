@@ -49,11 +49,13 @@ class Controlnet(StableDiffusion):
         model: Model,
         taxonomy: Taxonomy,
     ) -> None:
-        """Args:
-        controls: what keeps the geometry; several add up.
-        fusion: how small objects are drawn at a higher resolution; one drawing at the guide's size when None.
-        strength: how far the guide's picture is drawn anew (image to image); 1 begins from pure noise.
-        steps, guidance, guidance_rescale, long_prompts, scheduler: as of `stable_diffusion`.
+        """
+        Args:
+            controls: what keeps the geometry; several add up.
+            fusion: how small objects are drawn at a higher resolution; one drawing at the guide's size when None.
+            strength: how far the guide's picture is drawn anew (image to image); 1 begins from pure noise.
+
+        The others are those of `stable_diffusion`.
 
         Raises:
             UserError: a control is not there or does not fit the classes; nothing would guide.

@@ -51,13 +51,16 @@ class StableDiffusion:
         scheduler: Scheduler | None = None,
         model: Model,
     ) -> None:
-        """Args:
-        guidance: classifier-free guidance (arXiv 2207.12598) as diffusers counts it: 1 or less switches it off.
-        guidance_rescale: share of the correction for over-exposure under v-prediction (arXiv 2305.08891, section 3.4).
-        height, width: in pixels; those the model was made for when left out.
-        long_prompts: what becomes of a prompt that is longer than the model's text encoder reads: its end is left out,
-            which is said of the 1st, 2nd, 4th, 8th, ... such prompt, or it is an error (`refuse`).
-        scheduler: another sampler, with the noise schedule of the checkpoint's own; that one itself when left out.
+        """
+        Args:
+            steps: of the sampler.
+            guidance: classifier-free guidance (arXiv 2207.12598) as diffusers counts it: 1 or less switches it off.
+            guidance_rescale: share of the correction for over-exposure under v-prediction (arXiv 2305.08891, section
+                3.4).
+            height, width: in pixels; those the model was made for when left out.
+            long_prompts: what becomes of a prompt that is longer than the model's text encoder reads: its end is left
+                out, which is said of the 1st, 2nd, 4th, 8th, ... such prompt, or it is an error (`refuse`).
+            scheduler: another sampler, with the noise schedule of the checkpoint's own; that one itself when left out.
         """
         self._steps = steps
         self._guidance = guidance

@@ -38,12 +38,13 @@ class Decoded:
         classes: Mapping[str, str | None] | None = None,
         model: Model | None = None,
     ) -> None:
-        """Args:
-        reader: folder written by `datagen fit`.
-        fit: plan to fit it with, if that folder holds no reader yet.
-        coverage: share of the answers to keep, the least sure become void; the reader's own when None.
-        classes: name -> phrase of all classes to look for, of a reader with an open vocabulary; its own when None.
-        model: a checkpoint to borrow.
+        """
+        Args:
+            reader: folder written by `datagen fit`.
+            fit: plan to fit it with, if that folder holds no reader yet.
+            coverage: share of the answers to keep, the least sure become void; the reader's own when None.
+            classes: name -> phrase of all classes to look for, of a reader with an open vocabulary; its own when None.
+            model: a checkpoint to borrow.
 
         Raises:
             UserError: no reader there, its model is neither `model` nor where the reader says, or it cannot be asked

@@ -35,12 +35,13 @@ class Inherited:
         model: Model | None = None,
         taxonomy: Taxonomy | None,
     ) -> None:
-        """Args:
-        reader: folder of a reader that knows the same classes, in any order; without one the labels are sure.
-        fit: plan to fit it with, if that folder holds no reader yet.
-        void_below: pixels less sure than this become void in every map, objects less sure are marked to be ignored.
-        boundary: pixels on either side of a class boundary that become void; drawn edges are seldom exact
-            (FLEX-Seg, arXiv 2511.22948).
+        """
+        Args:
+            reader: folder of a reader that knows the same classes, in any order; without one the labels are sure.
+            fit: plan to fit it with, if that folder holds no reader yet.
+            void_below: pixels less sure than this become void in every map, objects less sure are marked to be ignored.
+            boundary: pixels on either side of a class boundary that become void; drawn edges are seldom exact
+                (FLEX-Seg, arXiv 2511.22948).
 
         Raises:
             UserError: the source brings no labels, or the reader knows other classes.

@@ -50,6 +50,9 @@ class Layouts:
     ) -> None:
         """
         Args:
+            data: pictures with label maps, from which crops are taken.
+            rare_classes: crops around classes that few pictures show; any place is as likely when None.
+            negative_prompt: what the pictures should not show.
             height, width: size of the picture to draw in pixels; that of the source where left out.
             scale: magnifications of the source, of which one is drawn with equal chance; a larger one is taken where
                 the picture to draw would not fit into the source.
@@ -93,8 +96,9 @@ class Layouts:
         return Anchors(cached_counts(self._data, self.digest), self._rare_classes, self.taxonomy.names)
 
     def recipe(self, index: int) -> Recipe:
-        """Raises:
-        UserError: the dataset has no semantic map, a picture is damaged, or no picture shows a class with a quota.
+        """
+        Raises:
+            UserError: the dataset has no semantic map, a picture is damaged, or no picture shows a class with a quota.
         """
         identity = sample_id(index)
         anchor, number = self._anchors.draw(self._seed, identity) if self._anchors else (0, self._in_turn(index))

@@ -29,6 +29,14 @@ class Prompts:
     length = None
 
     def __init__(self, *, file: Path, negative_prompt: str = "", seed: int, taxonomy: Taxonomy) -> None:
+        """
+        Args:
+            file: a prompt in each line; empty lines and those that begin with # are left out.
+            negative_prompt: what the pictures should not show.
+
+        Raises:
+            UserError: the file cannot be read, or holds no prompt.
+        """
         try:
             content = file.read_bytes()
             lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]

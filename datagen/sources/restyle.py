@@ -38,6 +38,7 @@ class Restyle:
     ) -> None:
         """
         Args:
+            data: pictures with labels, each taken whole.
             times: styles for each picture.
             height, width: of every picture and its labels in pixels; their own where left out.
             prompt, style, words, minimum_visible, negative_prompt, plain_share: as of `layouts`.

@@ -46,6 +46,15 @@ class Templates:
         seed: int,
         taxonomy: Taxonomy,
     ) -> None:
+        """
+        Args:
+            templates: sentences with slots, such as `a photo of {things}`; a bare text, or `{text: ..., weight: 2}`.
+            slots: name -> texts that may fill it; `{text: two red cars, wants: [car]}` says what is then asked for.
+            negative_prompt: what the pictures should not show.
+
+        Raises:
+            UserError: a slot is not filled or not used, or a class is asked for that there is none of.
+        """
         self._seed = seed
         self._negative_prompt = negative_prompt
         self._templates = [_phrase(template) for template in templates]

@@ -31,10 +31,11 @@ class Detector:
         pretrained: bool = False,
         taxonomy: Taxonomy,
     ) -> None:
-        """Args:
-        short_side: pixels to which it scales what it is shown; small objects need more than the picture has.
-        minimum_score: less sure objects are not answered.
-        pretrained: whether its ResNet-50 begins with ImageNet's weights, which are downloaded.
+        """
+        Args:
+            short_side: pixels to which it scales what it is shown; small objects need more than the picture has.
+            minimum_score: less sure objects are not answered.
+            pretrained: whether its ResNet-50 begins with ImageNet's weights, which are downloaded.
 
         Raises:
             UserError: no class is countable.

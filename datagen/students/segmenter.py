@@ -36,11 +36,13 @@ class Segmenter:
         depth_weight: Annotated[float, Gt(0)] | None = None,
         taxonomy: Taxonomy,
     ) -> None:
-        """Args:
-        encoder: any of segmentation-models-pytorch's, such as `resnet50`, `mit_b0` or `tu-<name of timm>`.
-        weights: pretrained ones of the encoder by that library's name for them, such as `imagenet`, which are
-            downloaded; it learns from scratch when None.
-        depth_weight: of the depth beside the classes; depth is not learned when None.
+        """
+        Args:
+            architecture: of that library, under its name for it.
+            encoder: any of segmentation-models-pytorch's, such as `resnet50`, `mit_b0` or `tu-<name of timm>`.
+            weights: pretrained ones of the encoder by that library's name for them, such as `imagenet`, which are
+                downloaded; it learns from scratch when None.
+            depth_weight: of the depth beside the classes; depth is not learned when None.
 
         Raises:
             UserError: no such encoder, or segmentation-models-pytorch is not installed.

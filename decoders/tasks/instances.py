@@ -97,6 +97,7 @@ class Instances(Task[Objects]):
         Args:
             queries: most objects that they can find in a picture.
             layers: of the transformer decoder.
+            heads: of its attention; they divide the decoder's width.
             no_object: weight of queries without an object in the class loss; there are many more of them.
             parts: whether connected parts of a map of classes are proposed, too.
             minimum_score: objects below are not reported.

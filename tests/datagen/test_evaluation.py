@@ -107,8 +107,9 @@ def test_columns_that_do_the_same_are_measured_once(tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    chosen = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4, "sure_from": 0.0}
-    chosen["student"] = {"kind": "segmenter", "architecture": "fpn", "encoder": "resnet18"}  # which has dropout
+    chosen: dict[str, Any] = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4}
+    chosen |= {"student": {"kind": "segmenter", "architecture": "fpn", "encoder": "resnet18"}}  # which has dropout
+    chosen |= {"sure_from": 0.0}
     whole = evaluated(write_plan(tmp_path / "whole/plan.yaml", **chosen))
     plan = write_plan(tmp_path / "parts/plan.yaml", **chosen)
     batch = Study.__call__
@@ -356,7 +357,7 @@ def label_maps(draw: st.DrawFn) -> UInt8[np.ndarray, "height width"]:
 @given(label_maps())
 def test_distance_to_the_nearest_boundary(ids: UInt8[np.ndarray, "height width"]):
     """Against the definition: the way to the nearest pixel of another class."""
-    places = np.stack(np.indices(ids.shape), axis=-1).reshape(-1, 2)
+    places = np.argwhere(np.ones(ids.shape, bool))
     ways = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
     ways[ids.ravel()[:, None] == ids.ravel()[None]] = np.inf
     np.testing.assert_allclose(distance_to_boundary(ids), ways.min(axis=1).reshape(ids.shape), atol=1e-3)
