@@ -17,7 +17,7 @@ from benchmarks.cells import Cell, measure_all
 from benchmarks.readers import MODEL, OBJECTS, OURS
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
-from decoders.calibration import Reliability
+from decoders.calibration import PRIOR, Reliability
 from decoders.checkpoint import load_checkpoint
 from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import Reader, fit_reader
@@ -81,6 +81,7 @@ def main() -> None:
         "minimum_score": 0.01,  # of objects: also what is hardly there shall have the confidence of such
         "updates": chosen.updates,
         "views": 16,
+        "prior": PRIOR,
     }
     cells = [common | {"pictures": count, "looks": looks} for count in chosen.pictures for looks in chosen.looks]
     for row in measure_all("confidence", cells, measure, workers=chosen.workers):

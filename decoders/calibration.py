@@ -13,7 +13,7 @@ _BINS = 15
 _LEAST = 1e-4
 """A score has a logit from here to 1 less that."""
 _SLOTS = 20 * _BINS
-_PRIOR = 0.0025
+PRIOR = 0.0025
 """How strongly a factor of 1 is preferred. Pixels of one picture are alike: a few pictures without any wrong answer are
 no proof that there never is one, however many pixels they have."""
 
@@ -70,7 +70,7 @@ def best_factor(
     """
 
     def loss(factor: float) -> float:
-        return mean_loss(factor) + _PRIOR / 2 * float(np.log(factor)) ** 2
+        return mean_loss(factor) + PRIOR / 2 * float(np.log(factor)) ** 2
 
     ratio = (np.sqrt(5) - 1) / 2
     left, right = np.log(low), np.log(high)
