@@ -3,12 +3,16 @@
 What makes it that recipe: all block outputs of the UNet from two passes (without and with a prompt, stacked on the
 channels), the attention of every head to every token of the prompt as channels, almost no noise, levels upsampled
 before they are projected, a query decoder of ten layers of which the last alone is supervised, a picture an update, and
-a pass of the model at each update. In its favour: our augmented views, our matching over all pixels in the place of
-12,544 drawn ones, and objects that are told apart where they overlap.
+a pass of the model at each update, Adam at 1e-4, classes below 5,000 of 512 x 512 pixels never said. In its favour: our
+augmented views, the step that is best on held-out pictures (it takes the last), our matching over all pixels in the
+place of 12,544 drawn ones, objects that are told apart where they overlap, and classes also measured without that
+threshold, under which small ones cannot be found at all. Against it: nothing that we know of, but 2,000 updates of one
+picture, as it has them, are 2,000 views, where our readers see 4,800.
 """
 
 import time
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -28,6 +32,7 @@ from decoders.decoder import Trunk, resize
 from decoders.features import FeatureBundle, to_pixels
 from decoders.labels import AnnotatedImage, DenseMap, Label, Taxonomy, semantic_map
 from decoders.phrases import ReadingContext
+from decoders.queries import sine_positions
 from decoders.resizing import Size
 from decoders.tasks import Score
 from decoders.tasks.instances import Instances, Objects
@@ -35,9 +40,7 @@ from decoders.tasks.semantic import SemanticScore
 from decoders.training import split
 from decoders.unet_pass import read_unet
 
-WIDTH, LAYERS, HEADS = 256, 10, 8
-_SMALLEST_SHARE = 5000 / 512**2
-"""Of a picture, that a class must cover to be said at all."""
+WIDTH, LAYERS, HEADS, STAGES = 256, 10, 8, 4
 
 
 class EveryBlock:
@@ -147,8 +150,8 @@ class _QueryLayer(nn.Module):
         self.think = nn.Sequential(nn.Linear(WIDTH, 2048), nn.ReLU(), nn.Linear(2048, WIDTH))
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
 
-    def forward(self, x: Tensor, places: Tensor, memory: Tensor, hidden: Tensor) -> Tensor:
-        x = self.norms[0](x + self.look(x + places, memory, memory, attn_mask=hidden, need_weights=False)[0])
+    def forward(self, x: Tensor, places: Tensor, keys: Tensor, memory: Tensor, hidden: Tensor) -> Tensor:
+        x = self.norms[0](x + self.look(x + places, keys, memory, attn_mask=hidden, need_weights=False)[0])
         x = self.norms[1](x + self.talk(x + places, x + places, x, need_weights=False)[0])
         return self.norms[2](x + self.think(x))
 
@@ -160,6 +163,7 @@ class QueryDecoder(nn.Module):
         super().__init__()
         self.contents = nn.Parameter(torch.randn(queries, WIDTH))
         self.places = nn.Parameter(torch.randn(queries, WIDTH))
+        self.levels = nn.Parameter(torch.randn(STAGES, WIDTH))
         self.layers = nn.ModuleList(_QueryLayer() for _ in range(LAYERS))
         self.classify = nn.Linear(WIDTH, classes + 1)
         self.embed = nn.Sequential(
@@ -175,8 +179,9 @@ class QueryDecoder(nn.Module):
             logits = torch.einsum("bqw,bwyx->bqyx", self.embed(x), resize(pixels, stage.shape[-2:]))
             hidden = logits.detach().flatten(2) < 0
             hidden &= ~hidden.all(dim=2, keepdim=True)
-            memory = stage.flatten(2).transpose(1, 2)
-            x = layer(x, places, memory, hidden.repeat_interleave(HEADS, dim=0))
+            memory = stage.flatten(2).transpose(1, 2) + self.levels[number % len(stages)]
+            keys = memory + sine_positions(stage).flatten(2).transpose(1, 2)
+            x = layer(x, places, keys, memory, hidden.repeat_interleave(HEADS, dim=0))
         return self.classify(x), self.embed(x)
 
 
@@ -220,6 +225,8 @@ class ClassRegions(Instances):
     """Semantic classes as the recipe says them: a query for the whole region of each class."""
 
     learns_from = "semantic"
+    smallest_share = 5000 / 512**2
+    """Of a picture, that a class must cover to be said at all."""
 
     def __init__(self, trunk: Trunk, taxonomy: Taxonomy, *, queries: int, minimum_score: float) -> None:
         everything = replace(taxonomy, is_thing=(True,) * len(taxonomy))
@@ -237,7 +244,7 @@ class ClassRegions(Instances):
         for classes, masks in zip(output.classes[:, -1].softmax(-1), logits, strict=True):
             said = torch.einsum("qc,qyx->cyx", classes[:, :-1], resize(masks[None], size)[0].sigmoid())
             area = (said * (said > 0.5)).sum((1, 2))
-            said[1:][area[1:] < _SMALLEST_SHARE * size[0] * size[1]] = 0
+            said[1:][area[1:] < self.smallest_share * size[0] * size[1]] = 0
             found.append(semantic_map(said.argmax(0).add(1).byte().cpu().numpy()))
         return found
 
@@ -264,13 +271,14 @@ class Recipe:
         self.seed = seed
 
     def fit(self, pictures: AnnotatedImages, *, updates: int, evaluations: int = 8) -> Curve:
-        """Adam at 1e-4, as many updates as asked for; held-out pictures are read beside the clock."""
+        """As many updates as asked for, of which the best is kept; held-out pictures are read beside the clock."""
         name = self.label
         learned, held = split(len(pictures), holdout=0.2, seed=self.seed)
         loaded = [learnable(picture, {name: self.task}) for picture in pictures]
         stream = np.random.default_rng(self.seed)
         optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4)
         curve = Curve(seconds=[], merits=[])
+        best = self.network.state_dict()
         spent, started = 0.0, time.perf_counter()
         for step in range(1, updates + 1):
             picture = loaded[int(stream.choice(learned))]
@@ -286,7 +294,10 @@ class Recipe:
                 spent += time.perf_counter() - started
                 curve.seconds.append(spent)
                 curve.merits.append(self.score([loaded[index] for index in held]).merit or 0.0)
+                if curve.merits[-1] >= max(curve.merits):
+                    best = deepcopy(self.network.state_dict())
                 started = time.perf_counter()
+        self.network.load_state_dict(best)
         return curve
 
     @torch.no_grad()

@@ -108,7 +108,8 @@ def game_look() -> Path:
 @cache
 def the_judge(scenes: int, updates: int) -> nn.Module:
     workshop = Workshop(folder=cache_folder() / "pocket", judge_scenes=scenes, updates={"judge": updates})
-    return workshop.train_judge().eval().requires_grad_(False)
+    own = home() / f"judge_{scenes}_{updates}_{scene_cache.world_digest()}"
+    return workshop.train_judge(own).eval().requires_grad_(False)
 
 
 class JudgeFeatures(nn.Module):

@@ -38,13 +38,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import RESULTS
+from benchmarks.readers import MODEL
 from datagen.datasets import read_names
 from datagen.evaluation.columns import Cell
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
 from datagen.runs import library_versions
+from decoders.checkpoint import load_checkpoint
 from decoders.files import cache_folder, write_atomic
+from decoders.manifest import FORMAT
 
 FILE = "worth.json"
 TOLERANCE = 0.03
@@ -240,7 +243,7 @@ def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
             "synthetic.root": str(home / "restyled/exports/coco"),
             "test": {**tested, **NORMAL},
             "more_tests": HARDER,
-            "columns": ["real", "both"],
+            "columns": [column for column in scale.columns if column != "synthetic"],
             "curve_counts": None,
             **_trained(scale),
         },
@@ -308,7 +311,9 @@ def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str,
 
 def _made_with() -> dict[str, str]:
     students = {name: version(name) for name in ("segmentation-models-pytorch", "torchvision")}
-    return {"python": platform.python_version(), "machine": platform.machine(), **library_versions(), **students}
+    own = {"decoder": f"format {FORMAT}", "model": load_checkpoint(MODEL).base_digest[:16]}
+    machine = {"python": platform.python_version(), "machine": platform.machine()}
+    return {**machine, **own, **library_versions(), **students}
 
 
 def told(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -361,6 +366,10 @@ def main() -> int:
     if chosen.seeds:
         scale = replace(scale, seeds=tuple(chosen.seeds))
     committed = known().get(chosen.scale, {})
+    for name in () if chosen.again else claims:
+        there = {cell["seed"] for cell in committed.get(name, {}).get("cells", [])}
+        if lost := sorted(there - set(scale.seeds)):
+            parser.error(f"{name} is committed with the seeds {sorted(there)}, of which {lost} would be lost: name all")
     if chosen.again and (missing := [name for name in claims if name not in committed]):
         if chosen.claims or not committed:
             parser.error(f"nothing is committed of {', '.join(missing)}; measure without --again first")

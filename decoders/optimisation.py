@@ -280,7 +280,7 @@ def _evaluate(
     if not held_out:
         return {}, None
     scores = _score(decoder, tasks, held_out, device)
-    merits = [score.merit for score in scores.values() if score.merit is not None]
+    merits = [merit for score in scores.values() if (merit := score.merit) is not None]
     return {name: score.result() for name, score in scores.items()}, float(np.mean(merits)) if merits else None
 
 

@@ -23,14 +23,17 @@ LOADERS = {
 """By the key that says where everything goes."""
 
 
-@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_it_is_a_plan(config: Path):
     (key,) = LOADERS.keys() & read_settings(config).keys()
     assert LOADERS[key](config)
 
 
 def test_published_controls_are_shown_a_colour_of_theirs_for_every_class():
-    plan = load_plan(Path("configs/published_controls.yaml"))
+    plan = load_plan(CONFIGS / "published_controls.yaml")
     condition = plan.generator.values()["controls"][0].condition
     names = tuple(CLASSES.values())
     taxonomy = Taxonomy(names=names, is_thing=(False,) * len(names), colors=((0, 0, 0),) * len(names))

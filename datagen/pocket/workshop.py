@@ -197,10 +197,11 @@ class Workshop:
         codec.register_to_config(scaling_factor=origin["scaling_factor"])
         return prior.assemble(networks, codec, tokenizer)
 
-    def train_judge(self) -> nn.Module:
+    def train_judge(self, folder: Path | None = None) -> nn.Module:
+        """`folder`: of its checkpoint; the workshop's own judge when None."""
         return judge.train(
             judge.build().to(self.device),
             self.pool("judge", self.judge_scenes),
-            folder=self.folder / "judge",
+            folder=folder or self.folder / "judge",
             schedule=loop.Schedule(updates=self.updates["judge"], peak_rate=1e-3, average_decay=0.998),
         )

@@ -29,7 +29,13 @@ def _network() -> nn.Module:
 
 
 def _train(
-    folder: Path, *, updates: int, killed_at: int = -1, save_seconds: float = 1e9, probe: Probe | None = None
+    folder: Path,
+    *,
+    updates: int,
+    killed_at: int = -1,
+    save_seconds: float = 1e9,
+    probe: Probe | None = None,
+    teacher: nn.Module | None = None,
 ) -> nn.Module:
     network = _network()
 
@@ -49,6 +55,7 @@ def _train(
         save_seconds=save_seconds,
         probe=probe,
         probe_every=4,
+        teacher=teacher,
     )
 
 
@@ -91,6 +98,16 @@ def test_the_average_lags_behind_and_is_what_is_read_back(tmp_path: Path) -> Non
     assert all(torch.equal(stored[name], value) for name, value in average.state_dict().items())
     assert int(stored["1.num_batches_tracked"]) == 40
     assert not torch.equal(stored["0.weight"], _network().state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize("step", [1, 17])
+def test_a_teacher_has_the_average_of_all_updates_so_far(step: int, tmp_path: Path) -> None:
+    teacher = _network().requires_grad_(False)
+    nn.init.zeros_(next(teacher.parameters()))
+    with pytest.raises(KilledError):
+        _train(tmp_path, updates=30, killed_at=step, save_seconds=0.0, teacher=teacher)
+    stored = averaged_weights(tmp_path / "checkpoint.safetensors")
+    assert all(torch.equal(stored[name], value) for name, value in teacher.named_parameters())
 
 
 def test_the_rate_warms_up_stays_and_decays() -> None:

@@ -5,25 +5,33 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from datagen import cli
 from decoders.errors import UserError
 from tests.datagen import toys
 
-VERBS = [
-    "generate", "fit", "probe", "adapt", "control", "evaluate", "compare", "audit", "inspect", "label", "export",
-    "validate", "show", "doctor", "pocket scenes", "pocket train",
-]  # fmt: skip
+COMMANDS: dict[str, Any] = vars(get_command(cli.app))["commands"]
+VERBS = [verb for verb in COMMANDS if verb != "pocket"] + [f"pocket {verb}" for verb in COMMANDS["pocket"].commands]
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "datagen", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_classes_are_asked_for_by_name_and_phrase():
+    phrases = cli._phrases  # pyright: ignore[reportPrivateUsage]
+    assert phrases("road, car ,tram=a yellow tram") == {"road": None, "car": None, "tram": "a yellow tram"}
+    for text in ("road,road", "road,,car", "=a tram"):
+        with pytest.raises(UserError, match="twice or not at all"):
+            phrases(text)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,5 +1,5 @@
-import inspect
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +388,17 @@ class TestCocoPanoptic:
         dataset = CocoPanoptic(root=tmp_path)
         ours = Coco(root=tmp_path)
         assert dataset.taxonomy.names == tuple(sorted(ours.taxonomy.names, key=lambda name: _category_id(ours, name)))
-        assert _semantic(dataset).shape == _semantic(ours).shape
+        found, given = (each[0].labels["instances"] for each in (dataset, ours))
+        assert isinstance(found, InstanceSet)
+        assert isinstance(given, InstanceSet)
+        names = [dataset.taxonomy.names[number - 1] for number in found.category_ids[~found.is_crowd]]
+        assert Counter(names) <= Counter(ours.taxonomy.names[number - 1] for number in given.category_ids)
+        assert found.is_crowd.sum() == given.is_crowd.sum()
+        ids, truth = _semantic(dataset), _semantic(ours)
+        known = (ids > 0) & ~given.masks.any(axis=0)  # objects are not those of the map there
+        assert known.mean() > 0.6
+        named = [np.array(("", *each.taxonomy.names))[one[known]] for each, one in ((dataset, ids), (ours, truth))]
+        np.testing.assert_array_equal(*named)
 
     def test_contradictions_are_told(self, tmp_path: Path):
         one = {"image_id": 8, "file_name": "a.png", "segments_info": []}
@@ -618,9 +628,3 @@ def test_a_plan_can_name_each(folder: Path, voc: Path):
     assert len(choose_part("datasets", {"format": "voc", "root": str(voc), "split": "val"}, at="data").build()) == 1
     with pytest.raises(UserError, match=r"data\.unmarked"):
         choose_part("datasets", {"format": "coco", "root": "x", "unmarked": "sky"}, at="data")
-
-
-@pytest.mark.parametrize("kind", [LabelFolder, Voc, Coco])
-def test_settings_are_keyword_only(kind: type[AnnotatedImages]):
-    parameters = inspect.signature(kind).parameters.values()
-    assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

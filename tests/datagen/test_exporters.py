@@ -300,12 +300,13 @@ def test_a_larger_export_is_made_smaller(tmp_path: Path, at_once: dict[str, byte
     assert tree(folder) == at_once
 
 
-@pytest.mark.parametrize("count", range(0, 27, 3))
+@pytest.mark.parametrize("count", [*range(0, 37, 4), 37, 38, 39])
 def test_a_writer_killed_at_any_rename_goes_on(
     tmp_path: Path, at_once: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, count: int
 ):
-    """27 renames make the dataset: the settings, four files a picture, two tables."""
+    """40 renames make the dataset: the settings, six files a picture, three tables."""
     folder = tmp_path / "set"
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no machine loses power here
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _killed_after(count, os.replace))
         with pytest.raises(_Killed):
@@ -314,16 +315,30 @@ def test_a_writer_killed_at_any_rename_goes_on(
     assert tree(folder) == at_once
 
 
-@pytest.mark.parametrize("count", range(0, 14, 3))
+@pytest.mark.parametrize("count", [*range(0, 17, 4), 17, 18, 19])
 def test_a_finished_dataset_killed_while_it_grows_goes_on(
     tmp_path: Path, at_once: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, count: int
 ):
     folder = tmp_path / "set"
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     Coco().export(_entries(4), TAXONOMY, folder, INFO)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _killed_after(count, os.replace))
         with pytest.raises(_Killed):
             Coco().export(_entries(6), TAXONOMY, folder, INFO)
+    Coco().export(_entries(6), TAXONOMY, folder, INFO)
+    assert tree(folder) == at_once
+
+
+def test_a_writer_killed_while_its_parts_are_removed_is_done(
+    tmp_path: Path, at_once: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "set"
+    with monkeypatch.context() as patch:
+        patch.setattr("datagen.exporters.coco.shutil.rmtree", failing(_Killed()))
+        with pytest.raises(_Killed):
+            Coco().export(_entries(6), TAXONOMY, folder, INFO)
+    assert (folder / "parts").exists()
     Coco().export(_entries(6), TAXONOMY, folder, INFO)
     assert tree(folder) == at_once
 

@@ -18,11 +18,14 @@ from rich.console import Console
 
 from datagen import labelling
 from datagen.datasets.coco import Coco
+from datagen.files import read_image, read_label_png
 from datagen.fitting import fit_from_plan
+from datagen.labellers.decoded import Decoded
 from datagen.labelling import LabelSummary
+from datagen.readers import open_reader
 from datagen.validation import validate
 from decoders.errors import UserError
-from decoders.labels import DenseMap
+from decoders.labels import DenseMap, categorical
 from tests.datagen.made_up import tree
 from tests.datagen.test_fitting import photographs, write_plan
 
@@ -233,6 +236,20 @@ def test_a_dataset_of_another_batch_size_or_of_something_else_is_left_alone(read
         label(reader, folder, tmp_path / "full")
 
 
+def test_coverage_and_batch_size_are_the_callers(reader: Path, folder: Path, tmp_path: Path):
+    pictures = [read_image(path) for path in sorted(folder.glob("*.jpg"))]
+    assert open_reader(reader, batch_size=3).manifest.reading.batch_size == 3
+    shares: list[float] = []
+    for coverage in (None, 0.5):
+        label(reader, folder, tmp_path / f"{coverage}", coverage=coverage)
+        maps = [read_label_png(path) for path in sorted((tmp_path / f"{coverage}/semantic").glob("*.png"))]
+        shares.append(float(np.mean([(ids > 0).mean() for ids in maps])))
+        found = Decoded(reader=reader, coverage=coverage).label([], np.stack(pictures))
+        shares.append(float(np.mean([categorical(each).valid.mean() for each in found])))
+    assert shares[:2] == [1, 1]
+    assert max(shares[2:]) < 0.9
+
+
 def test_a_picture_turned_by_its_camera_is_labelled_upright(reader: Path, tmp_path: Path):
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
@@ -249,7 +266,7 @@ def test_a_picture_turned_by_its_camera_is_labelled_upright(reader: Path, tmp_pa
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(reader: Path, tmp_path: Path):
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
-    for number in range(30):
+    for number in range(300):
         Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / f"in/{number:03d}.png")
     out = tmp_path / "out put"
     command = [

@@ -1,45 +1,69 @@
-"""The same parts without a plan: what the README shows, run."""
+"""What is shipped, used from Python: the README's own example, word for word but for its numbers."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from datagen.exporters import Entry
-from datagen.exporters.coco import Coco
-from datagen.factory import Factory
-from datagen.filters.class_coverage import ClassCoverage
-from datagen.shards import ShardStore
-from datagen.sources.templates import Phrase, Templates
+from datagen.controls import Control
+from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.generators.controlnet import Controlnet
+from datagen.model import Model
+from datagen.pocket import world
+from datagen.records import Guide, Recipe
 from datagen.validation import validate
-from tests.datagen.toys import Brightness
+from decoders.perceivers.unet import UnetPerceiver
+from decoders.reader import fit_reader
+from decoders.references import ModelReference
+from decoders.settings import DecoderSettings, FitSettings
+
+POCKET = "package://datagen.pocket/weights"
+README = Path(__file__).parents[2] / "README.md"
+
+# diffusers' schedulers hand tensors to numpy in a way that numpy will once refuse.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
-class Stripes:
-    """A generator of one's own: anything with this one method."""
-
-    def render(self, recipes):  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-        noise = [np.random.default_rng(recipe.seed).integers(0, 256, (4, 1, 3), np.uint8) for recipe in recipes]
-        return np.stack(noise).repeat(8, axis=1).repeat(48, axis=2)
-
-
-def test_ten_lines_make_a_dataset(tmp_path: Path):
-    labeller = Brightness()  # or Decoded(reader=Path("readers/mine"), model=model)
-    source = Templates(
-        templates=("a photo of {things}",),
-        slots={"things": (Phrase(text="two cars", wants=("car",)), "an empty road")},
-        seed=0,
-        taxonomy=labeller.taxonomy,
+def test_the_readmes_example_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    reader = fit_reader(
+        UnetPerceiver(Model(ModelReference(source=POCKET)).checkpoint, phrases=world.TAXONOMY.phrases),
+        PocketScenes(count=2),
+        world.TAXONOMY,
+        tasks={"semantic": {}, "depth": {}},
+        settings=FitSettings(updates=3, batch_size=2, views=1, holdout=0.0, evaluations=1),
+        decoder=DecoderSettings(width=8, fine_width=8),
+        on_progress=lambda _: None,
     )
-    filters = [ClassCoverage(minimum_share=0.01, taxonomy=labeller.taxonomy)]
-    store = ShardStore(tmp_path / "run")
-    factory = Factory(source=source, generator=Stripes(), labeller=labeller, filters=filters, store=store, target=10)
-    shards = list(factory.run())
-    entries = (
-        Entry(each.recipe.id, each.image, each.labels, {"caption": each.recipe.prompt}) for each in store.accepted(10)
-    )
-    Coco().export(entries, labeller.taxonomy, tmp_path / "dataset", info={"description": "stripes"})
-
-    assert [shard.index for shard in shards] == [0]
+    reader.save(tmp_path / "reader", model={"source": POCKET})
+    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    for said, small in (
+        ('Path("runs/demo/reader")', repr(tmp_path / "reader")),
+        ('Path("runs/mine")', repr(tmp_path / "run")),
+        ('Path("datasets/mine")', repr(tmp_path / "dataset")),
+        ("target=16", "target=2, shard_size=2, batch_size=2"),
+        ("accepted(16)", "accepted(2)"),
+        ("steps=25", "steps=2"),
+        ('wants=("car",)', "wants=()"),  # this reader has learned next to nothing
+    ):
+        assert code.count(said) == 1, said
+        code = code.replace(said, small.replace("PosixPath", "Path"))
+    exec(compile(code, str(README), "exec"), {})
+    assert "0 2 accepted" in capsys.readouterr().out
     report = validate(tmp_path / "dataset")
     assert report.sound
-    assert report.pictures == 10
+    assert report.pictures == 2
+
+
+def test_the_control_that_is_shipped_steers_the_model_that_is_shipped():
+    scenes = PocketScenes(count=2)
+    recipes = [Recipe(id="0", prompt="a photo of a street", seed=1, guide=Guide(labels=each.labels)) for each in scenes]
+    generator = Controlnet(
+        controls=(Control(source="package://datagen.pocket/control"),),
+        steps=2,
+        guidance=1.0,
+        model=Model(ModelReference(source=POCKET)),
+        taxonomy=world.TAXONOMY,
+    )
+    one, other = (generator.render([recipe])[0] for recipe in recipes)
+    assert one.shape == (world.SIZE, world.SIZE, 3)
+    assert np.abs(one.astype(int) - other).mean() > 2, "from the same noise, after other layouts"

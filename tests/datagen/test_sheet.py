@@ -95,6 +95,8 @@ def test_objects_are_drawn_where_there_is_no_map_of_classes():
     black = np.zeros((20, 33, 3), np.uint8)
     sheet = draw_sheet([Entry("a", black, {"instances": objects()}, {})], TAXONOMY)
     assert sheet.shape[1] > 33 + 2 * CELL_HEIGHT
+    for color in (TAXONOMY.colors[1], TAXONOMY.colors[2]):
+        assert (sheet[:CELL_HEIGHT, 33:] == color).all(axis=2).sum() > 100, color
 
 
 def test_objects_that_touch_are_told_apart_on_the_map_of_classes():

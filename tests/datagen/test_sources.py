@@ -8,7 +8,6 @@ import pytest
 
 from datagen.plugins import choose_part
 from datagen.randomness import choose, seed_for
-from datagen.sources import Source
 from datagen.sources.prompts import Prompts
 from datagen.sources.templates import Phrase, Templates
 from decoders.errors import UserError
@@ -161,9 +160,3 @@ def test_wanted_classes_are_whole_words(tmp_path: Path, prompt: str, wanted: tup
 def test_bad_prompt_files(tmp_path: Path, content: bytes, told: str):
     with pytest.raises(UserError, match=told):
         prompts(tmp_path / "p.txt", content)
-
-
-def test_both_are_sources(tmp_path: Path):
-    for source in (prompts(tmp_path / "p.txt", "x"), templates(templates=("x",))):
-        assert isinstance(source, Source)
-        assert source.length is None

@@ -13,12 +13,26 @@ from decoders.average_precision import hits
 from decoders.calibration import Reliability, best_factor, fit_sigmoid, truthful_factor
 from decoders.decoder import Trunk
 from decoders.features import FeatureSpec
-from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map, surface_normals
+from decoders.labels import (
+    DenseMap,
+    InstanceSet,
+    Label,
+    Skeleton,
+    Taxonomy,
+    metric_depth,
+    semantic_map,
+    surface_normals,
+)
 from decoders.settings import DecoderSettings
-from decoders.tasks import Task, build_task
+from decoders.tasks import Task, build_task, task_names
 
 SPEC = FeatureSpec(model_digest="x", strides=(8,), channels=(8,), attention_maps=(0,), settings={})
-TAXONOMY = Taxonomy(names=("a", "b", "c"), is_thing=(False, True, True), colors=((1, 2, 3),) * 3)
+TAXONOMY = Taxonomy(
+    names=("a", "b", "c"),
+    is_thing=(False, True, True),
+    colors=((1, 2, 3),) * 3,
+    skeleton=Skeleton(class_name="b", points=("front", "back")),
+)
 
 
 def task(name: str) -> Task:
@@ -171,7 +185,7 @@ def test_tuning_lowers_the_error_and_changes_no_answer(name: str):
     assert all(np.array_equal(one, other) for one, other in zip(answers, same, strict=True))
 
 
-@pytest.mark.parametrize("name", ["semantic", "depth", "normals", "relative_depth", "instances"])
+@pytest.mark.parametrize("name", task_names())
 def test_what_was_tuned_is_saved_with_the_weights(name: str):
     learned_with = {"class_weights"}  # of the loss alone: a reader asked for other classes has none
     tuned: dict[str, Any] = {key: one for key, one in task(name).named_buffers() if key not in learned_with}

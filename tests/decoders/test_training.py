@@ -1,6 +1,7 @@
 """A fit learns, repeats itself exactly, keeps to its cache and says what is wrong."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decoders import optimisation
 from decoders.cache import CachedView, FitProgress
 from decoders.decoder import PDecoder, Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver
 from decoders.labels import AnnotatedImage, Label, categorical, semantic_map
 from decoders.optimisation import repeat_factors, tune_confidence
+from decoders.reader import fit_reader
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Score, Task
 from decoders.tasks.semantic import SemanticScore
@@ -80,6 +83,28 @@ def test_a_fit_learns_classes_and_depth():
     assert best.scores["semantic"]["miou"] > 0.85
     assert best.scores["depth"]["absrel"] < 0.15
     assert best.merit == max(point.merit or 0.0 for point in report.points)
+
+
+def test_the_weights_of_the_best_step_are_kept(monkeypatch: pytest.MonkeyPatch):
+    """And of the running mean, which is what was measured."""
+    merits, evaluate = iter([0.2, 0.9, 0.5]), optimisation._evaluate  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(optimisation, "_evaluate", lambda *given: (evaluate(*given)[0], next(merits)))
+    pictures = toy_pictures(6)
+    reader = fit_reader(
+        ToyPerceiver(classes=3),
+        pictures,
+        TAXONOMY,
+        tasks={"semantic": {}},
+        settings=replace(QUICK, updates=30, evaluations=3, size=(48, 64), learning_rate=0.01),
+        decoder=DecoderSettings(width=32, fine_width=8),
+    )
+    points = reader.manifest.report["points"]
+    assert reader.manifest.report["best_step"] == 20
+    (held,) = (picture for picture in pictures if picture.name in reader.manifest.report["held_out"])
+    found = reader.evaluate([held])["semantic"]["miou"]
+    told = [point["scores"]["semantic"]["miou"] for point in points]
+    assert found == pytest.approx(told[1], abs=0.01)
+    assert all(abs(found - other) > 0.02 for other in (told[0], told[2]))
 
 
 def test_equal_seeds_give_equal_weights_and_another_seed_others():
@@ -313,7 +338,15 @@ def test_a_class_of_one_picture_in_four_is_seen_twice_as_often_as_without_balanc
     np.testing.assert_allclose(repeat_factors(shown, 0.99), [(0.99 * 4) ** 0.5, 1, 1, 1])
 
 
-def test_a_balanced_fit_repeats_itself_and_differs_from_a_plain_one():
+def test_a_balanced_fit_repeats_itself_and_sees_rare_classes_more_often(monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+    loss = optimisation._loss  # pyright: ignore[reportPrivateUsage]
+
+    def watched(decoder: Any, tasks: Any, batch: Any, device: Any) -> torch.Tensor:
+        seen.extend(view.picture for view in batch)
+        return loss(decoder, tasks, batch, device)
+
+    monkeypatch.setattr(optimisation, "_loss", watched)
     pictures = toy_pictures(5)
     common = np.ones((48, 64), np.uint8)
     rare = np.where(np.arange(64) < 20, np.uint8(3), common)
@@ -327,6 +360,9 @@ def test_a_balanced_fit_repeats_itself_and_differs_from_a_plain_one():
     second, _, _ = _fit(pictures, replace(settings, repeat_below=0.9))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], plain[name]) for name in first)
+    parts = [Counter(seen[start : start + 120]) for start in (0, 120)]
+    often = [part[pictures[0].name] / (120 - part[pictures[0].name]) * 4 for part in parts]
+    assert often == [pytest.approx(1), pytest.approx((0.9 * 5) ** 0.5, rel=0.2)], "of the others, on average"
 
 
 class Counting(Task[torch.Tensor]):
