@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow   the slow ones that CI runs too"
 	@echo "make test-annotators  controlnet-aux installed, and its Canny on our pictures"
 	@echo "make test-full   all tests, full-size UNets included (needs 16 GiB of memory)"
-	@echo "make benchmark   one cell of each claim of BENCHMARK.md anew, against the committed figures (an hour at most)"
+	@echo "make benchmark   the toys of BENCHMARK.md anew, against the committed figures (an hour at most)"
 	@echo "make benchmark-full  all of BENCHMARK.md; what is measured is kept (ten hours of two slow cores a seed)"
 	@echo "make release-artifacts  the embedded model, its ControlNet and all committed figures anew (days)"
 	@echo "make lint        ruff and pyright"

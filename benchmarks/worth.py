@@ -287,7 +287,7 @@ CLAIMS: Mapping[str, Claim] = {
     "camvid_60": camvid(60),
 }
 QUICK = ("datasetdm_20", "dginstyle", "camvid_20")
-"""Of which one cell is measured anew by `make benchmark`."""
+"""Toys, which `make benchmark` measures anew."""
 
 
 def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str, Any]:

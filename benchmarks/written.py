@@ -23,7 +23,7 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "# What synthetic pictures are worth"
     yield ""
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
-    yield "`make benchmark-full` measures what is missing, `make benchmark` one cell of each claim anew."
+    yield "`make benchmark-full` measures what is missing, `make benchmark` the toys anew."
     yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came."
     yield "`full` measures the claims. `quick` are toys, with which `make benchmark` tells whether a machine gives what"
     yield "others gave: a few dozen synthetic pictures and 150 updates say nothing of what more are worth."
