@@ -72,7 +72,8 @@ def test_a_fit_takes_the_best(plan: Path, probed: Path, tmp_path: Path):
     found = ReaderManifest.read(tmp_path / "reader").perceiver
     best = chosen(probed)
     assert (tuple(found["timesteps"]), found["noises"]) == (tuple(best["timesteps"]), best["noises"])
-    assert (found["attention"], tuple(found["layers"])) == (best["attention"], tuple(best["layers"]))
+    assert found["attention"] == best["attention"]
+    assert {path.split("_")[0] for path in found["layers"]} == set(best["layers"])
     assert found["phrases"] == ["a road", "car", "sky"]  # the plan's own
 
 

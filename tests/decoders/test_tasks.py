@@ -1,18 +1,20 @@
 """The contract of all tasks, and what is special to semantic and depth."""
 
 import math
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from decoders.class_losses import class_loss
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.features import FeatureSpec
 from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map
 from decoders.settings import DecoderSettings
-from decoders.tasks import Task, build_task, find_task, picture_of, task_names
+from decoders.tasks import ENTRY_POINTS, Task, build_task, find_task, picture_of, task_names
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
 
 SPEC = FeatureSpec(model_digest="x", strides=(8,), channels=(8,), attention_maps=(3,), settings={})
@@ -170,6 +172,35 @@ def test_whole_numbers_serve_as_options():
 
 
 # ---- semantic ----
+
+
+def test_specks_take_the_class_around_them():
+    ids = np.ones((48, 64), np.int64)
+    ids[10:14, 10:14] = 2  # 16 pixels
+    ids[30:36, 30:36] = 3  # 36 pixels
+    output = 6.0 * torch.nn.functional.one_hot(torch.from_numpy(ids) - 1, 3).permute(2, 0, 1)[None]
+    plain, kept = (_dense(_task("semantic", **choice).read(output, (48, 64))[0]) for choice in ({}, {"smallest_px": 0}))
+    assert (plain.repairs, kept.repairs) == (1, 0)
+    assert sorted(np.unique(plain.values).tolist()) == [1, 3]
+    np.testing.assert_array_equal(kept.values[..., 0], ids)
+
+
+def test_the_dice_loss_counts_classes_and_not_pixels():
+    """By hand: two pixels of one class, of which one is said with certainty and the other denied; one of another."""
+    logits = torch.tensor([[[[40.0, -40.0, -40.0]], [[-40.0, 40.0, 40.0]]]])
+    ids = torch.tensor([[[0, 0, 1]]])
+    plain = class_loss(logits, ids, torch.ones(2), dice=0.0)
+    whole = class_loss(logits, ids, torch.ones(2), dice=1.0)
+    first, second = 1 - (2 * 1 + 1) / (1 + 2 + 1), 1 - (2 * 1 + 1) / (2 + 1 + 1)
+    assert float(whole - plain) == pytest.approx((first + second) / 2)
+
+
+def test_a_task_of_somebody_else_is_found(monkeypatch: pytest.MonkeyPatch):
+    point = EntryPoint(name="skies", value="decoders.tasks.semantic:Semantic", group=ENTRY_POINTS)
+    monkeypatch.setattr("decoders.tasks.entry_points", lambda group: [point] if group == ENTRY_POINTS else [])
+    assert "skies" in task_names()
+    assert find_task("skies") is find_task("semantic")
+    assert isinstance(_task("skies", balance=0.0), Task)
 
 
 @pytest.mark.parametrize(
