@@ -16,6 +16,7 @@ from datagen.interruption import stop_signals
 from datagen.meter import Tick, console_of, meter
 from datagen.readers import model_of, open_reader, read_manifest
 from decoders.errors import UserError
+from decoders.files import no_other_writer
 
 if TYPE_CHECKING:
     import decoders.reader
@@ -87,37 +88,38 @@ def label(
         "batch_size": batch_size,
         "coverage": coverage,
     } | ({} if classes is None else {"phrases": list(manifest.taxonomy.phrases)})
-    writer = CocoWriter(to, manifest.taxonomy, info=info)
-    todo = [path for path in files if not writer.has(path.name)]
-    _check_same(set(files) - set(todo), to)
-    console = console_of(0, console)
-    with meter("check", console=console) as tick:
-        sizes, damaged = _open_all(todo, tick)
-    if damaged and not skip_unreadable:
-        listed = "\n".join(_list(damaged))
-        raise UserError(
-            f"{len(damaged)} of {len(files)} pictures in {images} cannot be read:\n{listed}\n"
-            "replace or remove them, or leave them out with --skip-unreadable; the others were not labelled yet"
-        )
-    if len(damaged) == len(files):
-        raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
-    if sizes:
-        with meter("label", console=console) as tick:
-            _label(
-                open_reader(reader, model=model, batch_size=batch_size, coverage=coverage, classes=classes),
-                sizes,
-                writer,
-                batch_size,
-                tick,
-                console,
+    with no_other_writer(to):
+        writer = CocoWriter(to, manifest.taxonomy, info=info)
+        todo = [path for path in files if not writer.has(path.name)]
+        _check_same(set(files) - set(todo), to)
+        console = console_of(0, console)
+        with meter("check", console=console) as tick:
+            sizes, damaged = _open_all(todo, tick)
+        if damaged and not skip_unreadable:
+            listed = "\n".join(_list(damaged))
+            raise UserError(
+                f"{len(damaged)} of {len(files)} pictures in {images} cannot be read:\n{listed}\n"
+                "replace or remove them, or leave them out with --skip-unreadable; the others were not labelled yet"
             )
-    writer.finish()
-    return LabelSummary(
-        folder=to,
-        labelled=len(files) - len(damaged),
-        were_there=len(files) - len(todo),
-        skipped={str(path): fault for path, fault in damaged.items()},
-    )
+        if len(damaged) == len(files):
+            raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
+        if sizes:
+            with meter("label", console=console) as tick:
+                _label(
+                    open_reader(reader, model=model, batch_size=batch_size, coverage=coverage, classes=classes),
+                    sizes,
+                    writer,
+                    batch_size,
+                    tick,
+                    console,
+                )
+        writer.finish()
+        return LabelSummary(
+            folder=to,
+            labelled=len(files) - len(damaged),
+            were_there=len(files) - len(todo),
+            skipped={str(path): fault for path, fault in damaged.items()},
+        )
 
 
 def _label(

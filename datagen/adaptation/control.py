@@ -232,7 +232,7 @@ def _adherence_noted(folder: Path) -> float | None:
     """What the log says of the last look."""
     log = folder / LOG_FILE
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return next(filter(None, map(_adherence_of, reversed(lines))), None)
+    return next((found for line in reversed(lines) if (found := _adherence_of(line)) is not None), None)
 
 
 def _adherence_of(line: str) -> float | None:
