@@ -130,11 +130,14 @@ class Timed:
         """From the start of the fit, views included, to each evaluation."""
         self.views_s = 0.0
         """Until all views were perceived."""
-        self._started = self._before = time.perf_counter()
+        self._started: float | None = None
+        self._before = 0.0
         self._updates: list[float] = []
 
     def __call__(self, progress: FitProgress) -> None:
         now = time.perf_counter()
+        if self._started is None:  # told before the first view is perceived, when the model is loaded
+            self._started = self._before = now
         if progress.stage == "fit":
             if progress.message:
                 self.evaluated_s.append(now - self._started)

@@ -40,8 +40,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_outside(to: Path, pictures: Path) -> None:
-    """Raises:
-    UserError: what is written to `to` would be taken for one of the pictures later.
+    """Refuse to write where what is written would be taken for one of the pictures later.
+
+    Raises:
+        UserError: `to` is the folder of pictures, or within it.
     """
     inner, outer = to.resolve(), pictures.resolve()
     if inner == outer or outer in inner.parents:

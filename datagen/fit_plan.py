@@ -10,7 +10,7 @@ from annotated_types import Ge
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from datagen.model import ModelSettings
-from datagen.plugins import Part, choose_part, settings_model
+from datagen.plugins import Group, Part, choose_part, settings_model
 from datagen.settings import Settings, check, filled_like, read_settings
 from decoders.errors import UserError
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
@@ -29,8 +29,13 @@ def _choices(kind: type[_Choice], at: str, values: Any) -> _Choice:
     return kind(**{name: getattr(checked, name) for name in checked.model_fields_set}, **inner)
 
 
-def _dataset(at: str, values: Any) -> Part | None:
-    return None if values is None and at == "validation" else choose_part("datasets", values, at=at)
+def _if_any(settings: ReadSettings) -> Any:
+    """None where nothing was chosen: readers fitted before there were such choices are of the same plan."""
+    return None if settings == ReadSettings() else asdict(settings)
+
+
+def _part(group: Group, at: str, values: Any) -> Part | None:
+    return None if values is None and at == "validation" else choose_part(group, values, at=at)
 
 
 def _with_options(values: Any) -> Any:
@@ -74,7 +79,8 @@ class FitPlan(Settings):
     perceiver: PerceiverSettings = PerceiverSettings()
     """What of the model is read; `datagen probe` finds out what is best."""
     tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
-    """Task name -> options: what the reader learns to say; a list of names where the options are the defaults."""
+    """Task name -> options: what the reader learns to say (datagen keys tasks); a list of names where the options are
+    the defaults."""
     decoder: Annotated[
         DecoderSettings, PlainValidator(partial(_choices, DecoderSettings, "decoder")), PlainSerializer(asdict)
     ] = DecoderSettings()
@@ -84,12 +90,12 @@ class FitPlan(Settings):
     )
     """How long and how fast, and on which views."""
     reading: Annotated[
-        ReadSettings, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(asdict)
+        ReadSettings, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(_if_any)
     ] = ReadSettings()
     """How the reader looks at pictures."""
-    data: Annotated[Part, PlainValidator(partial(_dataset, "data"))]
+    data: Annotated[Part, PlainValidator(partial(_part, "datasets", "data"))]
     """The few annotated pictures."""
-    validation: Annotated[Part | None, PlainValidator(partial(_dataset, "validation"))] = None
+    validation: Annotated[Part | None, PlainValidator(partial(_part, "datasets", "validation"))] = None
     """Others, to measure the reader on. What it leaves out is as in `data`, unless it has another format."""
 
 

@@ -4,6 +4,8 @@ Explanations are the docstrings: of a plan those under its fields, of a plug-in 
 """
 
 import dataclasses
+import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -32,7 +34,8 @@ PLANS: Mapping[str, str] = MappingProxyType(
 """Verb -> the class of its plan."""
 TASKS = "tasks"
 _WIDTH = 110
-_LONGEST_DEFAULT = 60
+_PLAIN_TEXT = re.compile(r"[A-Za-z_][\w ./-]*")
+"""What needs no quotes in YAML, the few words aside that mean something there."""
 _Schema: TypeAlias = type[Any]
 """A pydantic model or a dataclass."""
 
@@ -77,8 +80,8 @@ def tell(topic: str | None = None, kind: str | None = None) -> str:
         )
     if topic not in PLANS and kind is None:
         _require(topic, topics(), "topic")
-        return "\n".join(f"{name:20}{_first_line(_factory(topic, name))}" for name in _kinds(topic))
-    return "\n".join(map(str, keys(topic, kind)))
+        return "\n".join(f"{name:20}{_first_sentence(_factory(topic, name))}" for name in _kinds(topic))
+    return "\n".join(map(str, keys(topic, kind))) or f"{kind} has no keys of its own"
 
 
 def keys(topic: str, kind: str | None = None) -> list[Key]:
@@ -93,7 +96,7 @@ def keys(topic: str, kind: str | None = None) -> list[Key]:
             raise UserError(f"a plan of {topic} has no kinds, found {kind!r}; leave it out")
         module, name = PLANS[topic].split(":")
         return list(_keys(getattr(import_module(module), name), {}))
-    _require(kind or "", _kinds(topic), "kind")
+    _require(kind or "", _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
     factory = _factory(topic, kind or "")
     given = ("trunk", "taxonomy") if topic == TASKS else GIVEN[cast(Group, topic)]
     return list(_keys(settings_model(factory, given=given), _arguments(factory)))
@@ -112,8 +115,9 @@ def _require(word: str, known: Sequence[str], what: str) -> None:
         raise UserError(f"unknown {what} {word!r}{nearest(word, known) or ';'} known {what}s: {listed(known)}")
 
 
-def _first_line(factory: type[Any]) -> str:
-    return (factory.__doc__ or "").strip().split("\n")[0]
+def _first_sentence(factory: type[Any]) -> str:
+    paragraph = " ".join((factory.__doc__ or "").strip().split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
 
 
 def _keys(schema: _Schema, said: Mapping[str, str], above: str = "") -> Iterator[Key]:
@@ -154,13 +158,8 @@ def _fields_said(schema: _Schema) -> dict[str, str]:
     """The docstrings under the fields of a class and those that it is made from."""
     said: dict[str, str] = {}
     for one in reversed(schema.__mro__):
-        if one.__module__.split(".")[0] in ("pydantic", "builtins", schema.__name__):
-            continue
-        try:
-            found = parse_from_object(one).params
-        except OSError:  # made at run time, so that there is no source
-            continue
-        said |= {each.arg_name: each.description or "" for each in found}
+        if one.__module__.split(".")[0] not in ("pydantic", "builtins"):
+            said |= {each.arg_name: each.description or "" for each in parse_from_object(one).params}
     return said
 
 
@@ -210,19 +209,27 @@ def _takes(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_takes(part) for part in inside))
     if origin is tuple and ... not in inside:
         return f"[{', '.join(_takes(part) for part in inside)}]"
-    if origin in (tuple, list) or origin is Sequence or getattr(origin, "__name__", "") == "Sequence":
-        return f"list of: {_takes(inside[0])}"
-    if origin is dict or getattr(origin, "__name__", "") == "Mapping":
-        return f"mapping of: {_takes(inside[0])} to {_takes(inside[1])}"
+    if origin in (tuple, list, Sequence):
+        return f"list of {_one(inside[0])}"
+    if origin in (dict, Mapping):
+        return f"mapping of {_one(inside[0])} to {_one(inside[1])}"
     if annotation is Part:
         return "a part, by its kind or format and its keys"
     return "the keys below" if _has_keys(annotation) else "anything"
 
 
+def _one(annotation: Any) -> str:
+    """Of a list or a mapping: in brackets where there is a choice."""
+    words = _takes(annotation)
+    return f"({words})" if " or " in words or ", " in words else words
+
+
 def _takes_annotated(annotation: Any, metadata: Sequence[Any]) -> str:
-    groups = [entry.group for entry in metadata if isinstance(entry, OneOf)]
-    if groups:
-        return f"one of: datagen keys {groups[0]}"
+    for entry in metadata:
+        group = entry.group if isinstance(entry, OneOf) else _group_of(entry)
+        if group is not None:
+            several = "list of, each " if get_origin(annotation) is tuple else ""
+            return f"{several}one of: datagen keys {group}" + (" or null" if type(None) in get_args(annotation) else "")
     limits: list[str] = []
     for entry in metadata:
         parts = entry if isinstance(entry, Interval) else [entry]
@@ -231,6 +238,12 @@ def _takes_annotated(annotation: Any, metadata: Sequence[Any]) -> str:
                 if isinstance(part, bound):
                     limits.append(f"{sign} {_shown(getattr(part, bound.__name__.lower()))}")
     return " ".join([_takes(annotation), " and ".join(limits)]).strip()
+
+
+def _group_of(validator: Any) -> str | None:
+    """The group that `partial(check, group, where)` chooses from, if the validator is one."""
+    arguments = getattr(getattr(validator, "func", None), "args", ())
+    return arguments[0] if arguments and arguments[0] in get_args(Group) else None
 
 
 def _shown(value: Any) -> str:
@@ -242,9 +255,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, Part):
         return value.kind
     if isinstance(value, tuple | list):
-        text = f"[{', '.join(map(_shown, value))}]"
-    elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{name}: {_shown(each)}" for name, each in value.items()) + "}"
-    else:
-        text = str(value) or '""'
-    return text if len(text) <= _LONGEST_DEFAULT else f"{text[: _LONGEST_DEFAULT - 4]} ..."
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_shown(each)}" for name, each in value.items()) + "}"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(text) else text

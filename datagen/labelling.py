@@ -74,7 +74,7 @@ def label(
 
     Raises:
         UserError: no picture there, one that cannot be read, or two of one name, one of them in `to` maybe; the reader
-            or its model is missing or another one; `to` holds something else.
+            or its model is missing or another one; `to` holds something else, or another process is writing it.
         KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
     """
     manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage, classes=classes)

@@ -24,7 +24,7 @@ class Settings(BaseModel):
     @classmethod
     def _from_home(cls, value: Any) -> Any:
         """`~/photos` is where the shell would find it."""
-        return value.expanduser() if isinstance(value, Path) else value
+        return value.expanduser() if isinstance(value, Path) and value.parts[:1] == ("~",) else value
 
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)

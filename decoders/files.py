@@ -48,23 +48,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def no_other_writer(folder: Path) -> Generator[None, None, None]:
-    """Keep other processes from writing the same folder while the block runs; a file beside it is locked.
+    """Keep other processes from writing the same folder, which is made if need be, while the block runs.
 
     Raises:
-        UserError: another one is writing it.
+        UserError: another one is writing it, or it cannot be made.
     """
-    path = folder.parent / f".{folder.name}.lock"
-    with _clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing {folder}; wait until it ends, or choose another folder"
-            ) from None
+    with _clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked: nothing is left behind
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise UserError(f"another process is writing {folder}; wait until it ends, or choose another folder") from None
+    finally:
+        os.close(handle)
 
 
 def remove_stale(folder: Path) -> None:

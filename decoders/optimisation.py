@@ -124,7 +124,7 @@ def optimise(
             )
             losses = []
             worse += 1
-            if not merit or merit > best:  # where nothing is known, or nothing right yet, the last
+            if merit is None or merit > best or best <= 0:  # where nothing is known, or nothing right yet, the last
                 best, best_step, best_weights, worse = merit or 0.0, step, deepcopy(mean.module.state_dict()), 0
             if state is not None and peers.rank == 0:
                 notes = {
@@ -192,12 +192,17 @@ def _loss(
 
 
 def _require_finite(loss: float, gradient: float, batch: Sequence[CachedView], step: int) -> None:
-    if not np.isfinite([loss, gradient]).all():
-        raise UserError(
-            f"the loss became {loss} and its gradient {gradient} at update {step} on the pictures "
-            f"{', '.join(sorted({view.picture for view in batch}))}; expected finite numbers: lower "
-            "learning_rate, or leave these pictures out if it happens at the first update"
-        )
+    """The loss is that of this process, the gradient that of all."""
+    if np.isfinite([loss, gradient]).all():
+        return
+    remedy = "lower learning_rate"
+    where = ""
+    if not np.isfinite(loss):
+        where = f" on the pictures {', '.join(sorted({view.picture for view in batch}))}"
+        remedy += ", or leave these pictures out if it happens at the first update"
+    raise UserError(
+        f"the loss became {loss} and its gradient {gradient} at update {step}{where}; expected finite numbers: {remedy}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

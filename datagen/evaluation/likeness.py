@@ -52,7 +52,7 @@ class Likeness:
     recall: float
     """Share of the reference's that lie among the pictures: is everything there?"""
     copies: tuple[int, ...]
-    """Numbers of pictures nearer to one of the reference than 99 % of the reference's pictures are to each other."""
+    """Numbers of pictures as near to one of the reference as, doubles aside, 1 % of the reference's are to another."""
 
 
 def likeness(pictures: Features, reference: Features) -> Likeness:

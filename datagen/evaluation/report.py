@@ -80,10 +80,12 @@ def break_even(row: Row, real_only: Sequence[Row], figure: str) -> str:
     curve = sorted((other.cell.real, statistics.fmean(other.values(figure))) for other in real_only)
     if goal < curve[0][1]:
         return f"fewer than {curve[0][0]}"
+    for count, value in curve:
+        if goal == value:
+            return f"about {count}"
     for (few, low), (many, high) in pairwise(curve):
-        if low <= goal <= high:
-            part = (goal - low) / (high - low) if high > low else 0.0
-            return f"about {round(math.exp(math.log(few) + part * math.log(many / few)))}"
+        if low < goal < high:
+            return f"about {round(math.exp(math.log(few) + (goal - low) / (high - low) * math.log(many / few)))}"
     return f"more than {curve[-1][0]}"
 
 

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from datagen.model import Model
 from datagen.records import Recipe
+from datagen.settings import listed
 from decoders.errors import UserError
 
 LongPrompts = Literal["refuse", "cut"]
@@ -124,7 +125,7 @@ class StableDiffusion:
         if found.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
             raise UserError(
                 f"generator.scheduler is {self._scheduler}, but this model draws from pure noise (zero terminal SNR), "
-                "which that sampler cannot; leave it out, or take ddim, dpm_solver, euler or unipc"
+                f"which that sampler cannot; leave it out, or take one of {listed(_CLASSES.keys() - {self._scheduler})}"
             )
         # Left to its default, a sampler that clips would do so to latents of a checkpoint whose own does not know it.
         unclipped = {"clip_sample": found.config.get("clip_sample", False)} if "clip_sample" in known else {}

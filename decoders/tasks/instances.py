@@ -194,10 +194,10 @@ class Instances(Task[Objects]):
         wanted = ~objects.is_crowd & (objects.masks.sum(axis=(1, 2)) >= _FEWEST_PIXELS)
         single = [index for index in objects.back_to_front if wanted[index]]
         packed = np.zeros((2, *objects.masks.shape[1:]), np.uint8)
-        packed[0, objects.masks[single[_MOST_NUMBERS:]].any(axis=0)] = UNKNOWN
         packed[0, objects.masks[objects.is_crowd].any(axis=0)] = UNKNOWN
         for number, index in enumerate(single[:_MOST_NUMBERS], start=1):
             packed[:, objects.masks[index]] = [[number], [self.things.index(int(objects.category_ids[index]))]]
+        packed[0, objects.masks[single[_MOST_NUMBERS:]].any(axis=0)] = UNKNOWN
         return torch.from_numpy(packed)
 
     def loss(self, output: Objects, target: UInt8[Tensor, "batch 2 height width"]) -> Float[Tensor, ""]:
@@ -304,7 +304,8 @@ class Instances(Task[Objects]):
     def _parts(self, probability: Float[Tensor, "classes_and_none height width"]) -> Candidates:
         """The surest connected parts of the map of the likeliest classes."""
         ids = probability.argmax(0).cpu().numpy()
-        numbered = {kind: numbered_regions(ids == kind) for kind in range(len(self.things))}
+        present = [int(kind) for kind in np.unique(ids) if kind < len(self.things)]
+        numbered = {kind: numbered_regions(ids == kind) for kind in present}
         found: list[tuple[float, int, int]] = []
         for kind, (regions, sizes) in numbered.items():
             sums = np.bincount(regions.ravel(), weights=probability[kind].cpu().numpy().ravel(), minlength=len(sizes))

@@ -395,6 +395,8 @@ def test_what_synthetic_pictures_are_worth():
         assert break_even(row("synthetic", 0, [value], 5), curve, "miou") == expected
     peak = [row("real", 10, [0.5, 0.5]), row("real", 20, [0.7, 0.7]), row("real", 40, [0.6, 0.6])]
     assert break_even(row("synthetic", 0, [0.7], 5), peak, "miou") == "about 20"
+    falling = [row("real", 10, [0.5, 0.5]), row("real", 20, [0.4, 0.4])]
+    assert break_even(row("synthetic", 0, [0.5], 5), falling, "miou") == "about 10"
 
 
 def test_intervals():

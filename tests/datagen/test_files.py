@@ -98,8 +98,11 @@ def test_two_do_not_write_one_folder(tmp_path: Path):
     told = pytest.raises(UserError, match=r"another process is writing .*ein ö; wait until it ends")
     with no_other_writer(folder), no_other_writer(tmp_path / "other"), told, no_other_writer(folder):
         pass
+    (tmp_path / "link").symlink_to(folder)
+    with no_other_writer(tmp_path / "link"), told, no_other_writer(folder):
+        pass
     with no_other_writer(folder):
-        assert not folder.exists(), "whoever writes makes it"
+        assert not list(folder.iterdir()), "nothing is left behind"
 
 
 def test_a_killed_writer_is_cleaned_up_and_a_living_one_is_not(tmp_path: Path):

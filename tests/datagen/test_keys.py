@@ -35,6 +35,9 @@ def test_every_key_is_explained(topic: str, kind: str | None):
     found = keys(topic, kind)
     assert [key.name for key in found if not key.says or not key.takes] == []
     assert len({key.name for key in found}) == len(found)
+    for key in found:
+        assert key.default is None or isinstance(yaml.safe_load(f"{{key: {key.default}}}"), dict)
+        assert not isinstance(yaml.safe_load(key.default or ""), dict) or key.takes.startswith(("mapping", "anything"))
 
 
 @pytest.mark.parametrize(("group", "kind", "needed"), PARTS)
@@ -52,12 +55,19 @@ def test_bounds_choices_and_keys_within_keys_are_told():
     assert found["steps"].takes == "whole number >= 1 and <= 1000"
     assert found["scheduler"].takes.endswith("unipc or null")
     assert found["controls"].default is None
-    assert found["controls.0.class_scales"].takes == "mapping of: text to number >= 0"
+    assert found["controls.0.class_scales"].takes == "mapping of text to number >= 0"
     assert (found["fusion"].default, found["fusion.tile_batch"].default) == ("null", "8")
     assert "1 or less switches it off" in found["guidance"].says, "what it inherits is explained there"
     fit = {key.name: key for key in keys("fit")}
     assert fit["fit.augmentation.zoom"].default == "[0.8, 1.6]"
     assert str(fit["data"]).startswith("data:  ")
+    assert fit["data"].takes == "one of: datagen keys datasets"
+    assert fit["validation"].takes == "one of: datagen keys datasets or null"
+    layouts = {key.name: key for key in keys("sources", "layouts")}
+    assert layouts["prompt"].default == '"{classes}"'
+    assert layouts["words"].takes == "mapping of text to text or null"
+    assert {key.name: key for key in keys("generate")}["filters"].takes == "list of, each one of: datagen keys filters"
+    assert "has no keys" in tell("conditions", "one_hot")
 
 
 def test_plug_ins_of_others_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -74,7 +84,8 @@ def test_plug_ins_of_others_are_told_too(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("generator", None, "unknown topic 'generator'; did you mean 'generators'"),
         ("generators", "contrlnet", "unknown kind 'contrlnet'; did you mean 'controlnet'"),
-        (TASKS, "depht", "unknown kind 'depht'; did you mean 'depth'"),
+        (TASKS, "depht", "unknown task 'depht'; did you mean 'depth'"),
+        ("datasets", "cocoo", "unknown format 'cocoo'; did you mean 'coco'"),
         ("fit", "x", "a plan of fit has no kinds, found 'x'"),
     ],
 )

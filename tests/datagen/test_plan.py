@@ -134,6 +134,8 @@ def test_numbers_may_be_keys_and_home_is_where_the_shell_has_it(tmp_path: Path):
     found = check(Named, read_settings(file))
     assert found.reader == Path.home() / "readers/a"
     assert found.classes == {7: "road"}
+    file = text_plan(tmp_path, "reader: ~2023/a\nclasses: {}\n")
+    assert check(Named, read_settings(file)).reader == Path("~2023/a"), "nobody is called so"
 
 
 def test_what_is_no_plan_is_told(tmp_path: Path):

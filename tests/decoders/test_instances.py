@@ -165,6 +165,9 @@ def test_more_objects_than_there_are_numbers_become_a_crowd():
     assert len(numbers.unique()) == 256  # 254 objects, the crowd, nothing
     assert (numbers == 255).sum() == 3 * 4
     assert (numbers[40:] == 1).all()
+    whole = np.ones((64, 32), bool)  # what lies on a larger object is a crowd there, too
+    numbers, _ = task().target(InstanceSet.collect([whole, *masks[1:]], [2] * 257, size=(64, 32)))
+    assert (numbers == 255).sum() == 3 * 4
 
 
 def test_a_noisy_map_has_no_more_parts_than_count():
@@ -176,6 +179,9 @@ def test_a_noisy_map_has_no_more_parts_than_count():
     (found,) = learner.read(output, (256, 256))
     assert isinstance(found, InstanceSet)
     assert 90 < len(found.masks) <= 101
+    rows, columns = np.nonzero(found.masks.any(axis=0))
+    assert len(rows)
+    assert columns.mean() < 80, "the surest are kept"
 
 
 def test_what_is_left_of_a_cropped_object_teaches_nothing():
