@@ -397,8 +397,10 @@ class TestCocoPanoptic:
         ids, truth = _semantic(dataset), _semantic(ours)
         known = (ids > 0) & ~given.masks.any(axis=0)  # objects are not those of the map there
         assert known.mean() > 0.6
-        named = [np.array(("", *each.taxonomy.names))[one[known]] for each, one in ((dataset, ids), (ours, truth))]
-        np.testing.assert_array_equal(*named)
+        mine, theirs = (
+            np.array(("", *each.taxonomy.names))[one[known]] for each, one in ((dataset, ids), (ours, truth))
+        )
+        np.testing.assert_array_equal(mine, theirs)
 
     def test_contradictions_are_told(self, tmp_path: Path):
         one = {"image_id": 8, "file_name": "a.png", "segments_info": []}
