@@ -57,15 +57,15 @@ def on_the_other_device() -> Iterator[None]:
         for module in (checkpoint, vision):
             patch.setattr(module, "choose_device", lambda device: choose(device or OTHER))
         for module in (adherence, denoising, samples):  # torch has no autocast for it
-            patch.setattr(module, "half_precision", nullcontext)
+            patch.setattr(module, "half_precision", lambda _device, **_: nullcontext())
         patch.setattr(Local, "device", str(OTHER))
         for perceiver in (ToyPerceiver, test_open_vocabulary.Attentive):
             patch.setattr(perceiver, "perceive", _moved(perceiver.perceive))
         # What torch has for real devices only.
         patch.setattr(torch, OTHER.type, torch.cpu, raising=False)
         patch.setattr(torch.optim, "AdamW", lambda *arguments, **named: adamw(*arguments, **named | {"fused": False}))
-        read: Any = Reader.read
-        patch.setattr(Reader, "read", torch.no_grad()(read.__wrapped__))
+        read: Any = vars(Reader)["_read"]
+        patch.setattr(Reader, "_read", torch.no_grad()(read.__wrapped__))
         with other_device():
             yield
 
