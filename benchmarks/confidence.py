@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OBJECTS, OURS
+from benchmarks.readers import MODEL, OBJECTS, OURS, model_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.calibration import PRIOR, Reliability
@@ -74,7 +74,7 @@ def main() -> None:
     common = {
         **OURS,
         **OBJECTS,
-        "model": load_checkpoint(MODEL).base_digest[:16],
+        "model": model_digest(),
         "rate": 4e-3,
         "seed": 0,
         "unseen": 200,

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OURS, RATES, fit_best
+from benchmarks.readers import OURS, RATES, fit_best, model_digest
 from datagen.datasets import AnnotatedImages, data_digest, read_names
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation.report import half_width
 from datagen.fit_plan import FitPlan, load_fit_plan
 from datagen.fitting import with_phrases
 from datagen.settings import read_settings
-from decoders.checkpoint import load_checkpoint
 from decoders.reader import Reader
 
 
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="cells measured side by side")
     parser.add_argument("--root", default="../shared/data/camvid")
     chosen = parser.parse_args()
-    model = load_checkpoint(MODEL).base_digest[:16]
+    model = model_digest()
     common = {"updates": chosen.updates, "model": model}
     reading: dict[str, Any] = {}
     if chosen.data == "pocket":

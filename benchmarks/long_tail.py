@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OURS
+from benchmarks.readers import MODEL, OURS, model_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation.report import interval
 from datagen.pocket import world
@@ -103,7 +103,7 @@ def main() -> None:
         "unseen": 200,
         "learning_rate": 4e-3,
         "holdout": 0.0,
-        "model": load_checkpoint(MODEL).base_digest[:16],
+        "model": model_digest(),
     }
     cells = [common | {"condition": name, "seed": seed} for seed in chosen.seeds for name in CONDITIONS]
     rows = measure_all("long_tail", cells, measure, workers=chosen.workers)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int64
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OURS
+from benchmarks.readers import MODEL, OURS, model_digest
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
@@ -126,7 +126,7 @@ def main() -> None:
         "unseen": 200,
         "learning_rate": 4e-3,
         "attention": "heads",
-        "model": load_checkpoint(MODEL).base_digest[:16],
+        "model": model_digest(),
     }
     cells = [common | {"method": method, "seed": seed} for seed in chosen.seeds for method in METHODS]
     rows = measure_all("open_vocabulary", cells, measure, workers=chosen.workers)

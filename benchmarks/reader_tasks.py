@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.cells import Cell, measure_all
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
-from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, perceiver_of
+from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, model_digest, perceiver_of
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.instances import components
@@ -190,7 +190,7 @@ def figures(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def all_cells(chosen: argparse.Namespace) -> list[Cell]:
     """Seeds outermost: when time runs out, every condition has the same number of them."""
-    model = load_checkpoint(MODEL).base_digest[:16]
+    model = model_digest()
     common = {"model": model, "unseen": UNSEEN, "minimum_score": MINIMUM_SCORE}
     fitted = common | {"updates": chosen.updates, "views": 16}
     cells: list[Cell] = []

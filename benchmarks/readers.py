@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.cells import Cell
 from datagen.datasets import AnnotatedImages
+from datagen.model import Model
 from decoders.cache import FitProgress
 from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
 from decoders.decoder import Standardise, Trunk, TrunkFeatures, resize
@@ -33,6 +34,11 @@ OURS: dict[str, Any] = {"decoder": FORMAT}
 OBJECTS: dict[str, Any] = {"objects": "queries and parts"}
 """Part of every cell in which our head finds objects, whatever it stands on: as OURS."""
 MODEL = ModelReference(source="package://datagen.pocket/weights")
+
+
+def model_digest() -> str:
+    """Names the model in cells; no weight is loaded for it."""
+    return Model(MODEL).base_digest[:16]
 
 
 class PictureOnly:

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL
+from benchmarks.readers import MODEL, model_digest
 from datagen.adaptation import hardware
 from datagen.adaptation.adapt import adapt
 from datagen.adaptation.control import control
@@ -257,7 +257,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
         "judge scenes": chosen.judge_scenes,
         "judge updates": chosen.judge_updates,
         "world": scene_cache.world_digest(),
-        "model": load_checkpoint(MODEL).base_digest[:16],
+        "model": model_digest(),
     }
     drawn = judged_by | {
         "control": control_digest(locate(SHIPPED, None, what="ControlNet", files=()))[:16],

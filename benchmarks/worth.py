@@ -38,14 +38,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import RESULTS
-from benchmarks.readers import MODEL
+from benchmarks.readers import model_digest
 from datagen.datasets import read_names
 from datagen.evaluation.columns import Cell
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
 from datagen.runs import library_versions
-from decoders.checkpoint import load_checkpoint
 from decoders.files import cache_folder, write_atomic
 from decoders.manifest import FORMAT
 
@@ -311,7 +310,7 @@ def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str,
 
 def _made_with() -> dict[str, str]:
     students = {name: version(name) for name in ("segmentation-models-pytorch", "torchvision")}
-    own = {"decoder": f"format {FORMAT}", "model": load_checkpoint(MODEL).base_digest[:16]}
+    own = {"decoder": f"format {FORMAT}", "model": model_digest()}
     machine = {"python": platform.python_version(), "machine": platform.machine()}
     return {**machine, **own, **library_versions(), **students}
 

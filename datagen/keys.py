@@ -96,8 +96,9 @@ def keys(topic: str, kind: str | None = None) -> list[Key]:
             raise UserError(f"a plan of {topic} has no kinds, found {kind!r}; leave it out")
         module, name = PLANS[topic].split(":")
         return list(_keys(getattr(import_module(module), name), {}))
-    _require(kind or "", _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
-    factory = _factory(topic, kind or "")
+    kind = kind or ""
+    _require(kind, _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
+    factory = _factory(topic, kind)
     given = ("trunk", "taxonomy") if topic == TASKS else GIVEN[cast(Group, topic)]
     return list(_keys(settings_model(factory, given=given), _arguments(factory)))
 

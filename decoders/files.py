@@ -57,10 +57,13 @@ def no_other_writer(folder: Path) -> Generator[None, None, None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked: nothing is left behind
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {folder}; wait until it ends, or choose another folder"
+            ) from None
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is writing {folder}; wait until it ends, or choose another folder") from None
     finally:
         os.close(handle)
 

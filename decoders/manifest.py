@@ -1,7 +1,7 @@
 """What a saved reader says about itself, readable before any weight or model is loaded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,8 @@ class ReaderManifest:
             taxonomy=Taxonomy.from_json(data["taxonomy"]),
             tasks=data["tasks"],
             decoder=DecoderSettings(**data["decoder"]),
-            reading=_at_some_scale(ReadSettings(**data["reading"]), data["report"].get("size")),
+            # Readers fitted with only a part of these settings once left the scale out.
+            reading=ReadSettings(**data["reading"]).after_fit(data["report"]["size"]),
             fit=FitSettings(
                 **fit,
                 augmentation=Augmentation(zoom=(zoom[0], zoom[1]), **augmentation),
@@ -126,11 +127,6 @@ class ReaderManifest:
             report=data["report"],
             weights_sha256=data["weights_sha256"],
         )
-
-
-def _at_some_scale(reading: ReadSettings, size: Sequence[int] | None) -> ReadSettings:
-    """Readers fitted with only a part of these settings once left the scale out; it is that of the fit."""
-    return replace(reading, short_side=min(size)) if reading.short_side is None and size else reading
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -206,7 +206,7 @@ def fit_reader(
         taxonomy=taxonomy,
         tasks=tasks,
         decoder=decoder_settings,
-        reading=reading if reading.short_side is not None else replace(reading, short_side=min(report.size)),
+        reading=reading.after_fit(report.size),
         fit=settings,
         report=summary,
         weights_sha256="",

@@ -1,6 +1,7 @@
 """The choices a user makes about a reader. Plain values: importing this file imports no torch."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
@@ -58,6 +59,10 @@ class ReadSettings:
                 f"reading needs a batch_size of at least 1 and a short_side of at least 0, found {self.batch_size} and "
                 f"{self.short_side}; short_side 0 reads at native size, left out it is that of the fit"
             )
+
+    def after_fit(self, size: Sequence[int]) -> "ReadSettings":
+        """The same with the scale of a fit on views of this height and width, where no other was chosen."""
+        return replace(self, short_side=min(size)) if self.short_side is None else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ def _fit(
     perceiver: Perceiver | None = None,
     state_file: Path | None = None,
     stop_at: int | None = None,
+    looks: int = 1,
 ) -> tuple[dict[str, torch.Tensor], FitReport, list[FitProgress]]:
     seen: list[FitProgress] = []
 
@@ -56,6 +57,7 @@ def _fit(
         settings,
         decoder_settings=DecoderSettings(width=32, fine_width=8),
         state_file=state_file,
+        looks=looks,
         on_progress=tell,
     )
     return decoder.state_dict(), report, seen
@@ -253,20 +255,8 @@ def test_held_out_pictures_without_truth_decide_nothing():
 
 
 def test_more_looks_at_held_out_pictures_count_in_the_cache():
-    def cached(looks: int) -> int:
-        _, _, report = fit(
-            ToyPerceiver(classes=3),
-            toy_pictures(4),
-            TAXONOMY,
-            {"semantic": {}},
-            QUICK,
-            decoder_settings=DecoderSettings(width=32, fine_width=8),
-            looks=looks,
-        )
-        return report.cache_bytes
-
-    once = cached(1)
-    assert cached(3) == once + 2 * ((once - LABEL_BYTES) // 7 - 32 * 32)
+    once, thrice = (_fit(toy_pictures(4), looks=looks)[1].cache_bytes for looks in (1, 3))
+    assert thrice == once + 2 * ((once - LABEL_BYTES) // 7 - 32 * 32)
 
 
 def test_features_that_are_not_finite_name_the_picture():
