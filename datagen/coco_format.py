@@ -105,8 +105,10 @@ class Category(BaseModel):
 
     @property
     def as_skeleton(self) -> Skeleton | None:
-        """Raises:
-        UserError: the points or the lines between them are malformed.
+        """The joints of this category; None where it has none.
+
+        Raises:
+            UserError: the points or the lines between them are malformed.
         """
         if not self.keypoints:
             return None
@@ -161,8 +163,10 @@ class Annotation(BaseModel):
         return np.where(seen[:, None], points, 0).astype(np.float32)
 
     def mask(self, *, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-        """Raises:
-        UserError: there is no mask, it is malformed, or it belongs to a picture of another size.
+        """The object's pixels.
+
+        Raises:
+            UserError: there is no mask, it is malformed, or it belongs to a picture of another size.
         """
         try:
             match self.segmentation:
@@ -216,8 +220,10 @@ class CocoFile(BaseModel):
     categories: list[Category]
 
     def map_info(self, name: str) -> MapInfo:
-        """Raises:
-        UserError: `info` does not say how to read the map.
+        """What the values of the map of a task mean.
+
+        Raises:
+            UserError: `info` does not say how to read the map.
         """
         try:
             return MapInfo.model_validate(self.info.get(name))

@@ -51,8 +51,10 @@ def require_outside(to: Path, pictures: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises:
-    UserError: the file is missing or is not JSON.
+    """What a JSON file holds.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from datagen.model import ModelSettings
-from datagen.plugins import Group, Part, choose_part, settings_model
+from datagen.plugins import OneOf, Part, settings_model
 from datagen.settings import Settings, check, filled_like, read_settings
 from decoders.errors import UserError
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
@@ -32,10 +32,6 @@ def _choices(kind: type[_Choice], at: str, values: Any) -> _Choice:
 def _if_any(settings: ReadSettings) -> Any:
     """None where nothing was chosen: readers fitted before there were such choices are of the same plan."""
     return None if settings == ReadSettings() else asdict(settings)
-
-
-def _part(group: Group, at: str, values: Any) -> Part | None:
-    return None if values is None and at == "validation" else choose_part(group, values, at=at)
 
 
 def _with_options(values: Any) -> Any:
@@ -93,9 +89,9 @@ class FitPlan(Settings):
         ReadSettings, PlainValidator(partial(_choices, ReadSettings, "reading")), PlainSerializer(_if_any)
     ] = ReadSettings()
     """How the reader looks at pictures."""
-    data: Annotated[Part, PlainValidator(partial(_part, "datasets", "data"))]
+    data: Annotated[Part, OneOf("datasets", at="data")]
     """The few annotated pictures."""
-    validation: Annotated[Part | None, PlainValidator(partial(_part, "datasets", "validation"))] = None
+    validation: Annotated[Part | None, OneOf("datasets", at="validation")] = None
     """Others, to measure the reader on. What it leaves out is as in `data`, unless it has another format."""
 
 

@@ -18,8 +18,10 @@ _TASK_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_task_name(name: str, *, taken: frozenset[str]) -> None:
-    """Raises:
-    ValueError: the name cannot be part of a file name, or means something else there.
+    """Refuse a task that cannot name files and arrays.
+
+    Raises:
+        ValueError: the name cannot be part of a file name, or means something else there.
     """
     if not _TASK_NAME.fullmatch(name) or name in taken:
         raise ValueError(

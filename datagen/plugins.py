@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, create_model
@@ -126,18 +126,24 @@ def built(value: Any, **given: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Metadata of a type: in a plan, `{kind: ..., setting: ...}` of the group; in Python, the finished object."""
+    """Metadata of a type: in a plan, `{kind: ..., setting: ...}` of the group; in Python, the finished object.
+
+    Beside `Part | None`, nothing given is None.
+    """
 
     group: Group
     at: str
     """Where in the plan it stands, for messages."""
 
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self._choose, serialization=core_schema.plain_serializer_function_ser_schema(_part_to_json)
+            partial(self._choose, optional=NoneType in get_args(source)),
+            serialization=core_schema.plain_serializer_function_ser_schema(_part_to_json),
         )
 
-    def _choose(self, value: Any) -> Any:
+    def _choose(self, value: Any, *, optional: bool) -> Any:
+        if value is None and optional:
+            return None
         plain = value is None or isinstance(value, str | dict | list | int | float)
         return choose_part(self.group, value, at=self.at) if plain else value
 

@@ -48,8 +48,10 @@ class ValidationReport:
         return "\n  ".join([*lines, f"... and {rest} more"] if rest > 0 else lines)
 
     def require_sound(self) -> None:
-        """Raises:
-        UserError: there are problems; the text lists them.
+        """Let nothing but a sound dataset pass.
+
+        Raises:
+            UserError: there are problems; the text lists them.
         """
         if not self.sound:
             raise UserError(f"{self}\nwrite the dataset again, or correct what is listed")

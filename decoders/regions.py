@@ -22,11 +22,16 @@ def numbered_regions(
     return regions, np.bincount(regions.ravel(), minlength=count + 1)
 
 
+def large_regions(sizes: Int[np.ndarray, " regions_and_rest"], min_pixels: int) -> Int[np.ndarray, " large"]:
+    """The numbers of the regions that have so many pixels; the rest outside is none."""
+    return np.flatnonzero(sizes[1:] >= min_pixels) + 1
+
+
 def connected_regions(
     ids: UInt8[np.ndarray, "height width"], wanted: Sequence[int], *, min_pixels: int
 ) -> Iterator[tuple[int, Bool[np.ndarray, "height width"]]]:
     """Each region of the wanted ids, id by id, from the top left; those below `min_pixels` are left out."""
     for value in wanted:
         regions, sizes = numbered_regions(ids == value)
-        for region in np.flatnonzero(sizes[1:] >= max(min_pixels, 1)) + 1:
+        for region in large_regions(sizes, max(min_pixels, 1)):
             yield value, regions == region

@@ -112,8 +112,10 @@ class PictureBatches:
         self._rounds = Rounds(len(pictures), seed=seed)
 
     def __call__(self, number: int) -> Batch:
-        """Raises:
-        UserError: a picture cannot be read.
+        """Batch number 0, 1, ..., the same whenever it is asked for.
+
+        Raises:
+            UserError: a picture cannot be read.
         """
         random = stream(self._seed, number)
         draws: list[list[float]] = torch.rand(self._batch_size, 5, generator=random, dtype=torch.float64).tolist()
@@ -130,8 +132,10 @@ class PictureBatches:
 
 
 def check_share(batch_size: int, peers: Peers) -> None:
-    """Raises:
-    UserError: the batch cannot be divided among the processes.
+    """Refuse a batch that cannot be divided among the processes.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes.
     """
     if batch_size % peers.count:
         raise UserError(

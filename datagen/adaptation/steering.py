@@ -160,8 +160,10 @@ class GuidedBatches:
         self._peers = peers
 
     def __call__(self, number: int) -> GuidedBatch:
-        """Raises:
-        UserError: a recipe has no guide or no picture, or their sizes differ.
+        """Batch number 0, 1, ..., the same whenever it is asked for.
+
+        Raises:
+            UserError: a recipe has no guide or no picture, or their sizes differ.
         """
         random = stream(self._seed, number)
         drops = (torch.rand(self._batch_size, generator=random) < self._dropout).tolist()

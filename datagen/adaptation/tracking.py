@@ -53,8 +53,10 @@ class Watched:
 
 
 def check_tracker(name: str) -> None:
-    """Raises:
-    UserError: accelerate knows no such tracker, or its package is not installed.
+    """Refuse a tracker that cannot be had, before anything is trained.
+
+    Raises:
+        UserError: accelerate knows no such tracker, or its package is not installed.
     """
     if name == NONE:
         return

@@ -110,8 +110,10 @@ def check_labels(surveys: Mapping[str, Survey], labels: Sequence[str]) -> None:
 
 
 def check_measurable(tests: Mapping[str, Survey], headline: str) -> None:
-    """Raises:
-    UserError: no picture of a test says anything of the label that the headline is of.
+    """Refuse test sets that the headline cannot be measured on.
+
+    Raises:
+        UserError: no picture of a test says anything of the label that the headline is of.
     """
     for test, measured in tests.items():
         if headline.split(" ")[0] not in measured.shown:

@@ -28,8 +28,10 @@ class ViewSettings(Settings):
     """Largest relative change of brightness, contrast and saturation; hue moves by a tenth of it. 0 = off."""
 
     def augmentation(self) -> Augmentation:
-        """Raises:
-        UserError: a number is out of range.
+        """As students take it.
+
+        Raises:
+            UserError: a number is out of range.
         """
         return Augmentation(zoom=self.zoom, mirror=self.mirror, jitter=self.jitter)
 

@@ -36,8 +36,10 @@ class Kept:
         return len(self._data)
 
     def __getitem__(self, index: int) -> AnnotatedImage:
-        """Raises:
-        UserError: a label that is learned from is missing.
+        """The picture with the labels that are learned from alone.
+
+        Raises:
+            UserError: a label that is learned from is missing.
         """
         with self._lock:
             if index in self._held:
@@ -112,8 +114,10 @@ class Study:
         self._seed = seed
 
     def __call__(self, number: int) -> StudyBatch:
-        """Raises:
-        UserError: a picture cannot be read, or has no such label.
+        """Batch number 0, 1, ..., the same whenever it is asked for.
+
+        Raises:
+            UserError: a picture cannot be read, or has no such label.
         """
         views: list[AnnotatedImage] = []
         plain: list[AnnotatedImage] = []

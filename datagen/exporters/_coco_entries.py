@@ -16,8 +16,10 @@ _INFO_KEYS = frozenset({"instances", "settings_digest"})
 
 
 def check_labels(labels: LabelSet, taxonomy: Taxonomy, *, size: tuple[int, int], name: str) -> None:
-    """Raises:
-    ValueError: a label has another size than the picture, names an unknown class, or there are two of a kind.
+    """Refuse labels that do not fit their picture or the classes.
+
+    Raises:
+        ValueError: a label has another size than the picture, names an unknown class, or there are two of a kind.
     """
     for task, label in labels.items():
         is_map = isinstance(label, DenseMap)

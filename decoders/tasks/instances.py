@@ -25,7 +25,7 @@ from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
 from decoders.looks import mean_class_logits
 from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
-from decoders.regions import numbered_regions
+from decoders.regions import large_regions, numbered_regions
 from decoders.resizing import Size, coarsening
 from decoders.tasks import Score, Task, picture_of
 
@@ -309,7 +309,7 @@ class Instances(Task[Objects]):
         found: list[tuple[float, int, int]] = []
         for kind, (regions, sizes) in numbered.items():
             sums = np.bincount(regions.ravel(), weights=probability[kind].cpu().numpy().ravel(), minlength=len(sizes))
-            large = np.flatnonzero(sizes[1:] >= _FEWEST_PIXELS) + 1
+            large = large_regions(sizes, _FEWEST_PIXELS)
             found += [(float(sums[region] / sizes[region]), kind, int(region)) for region in large]
         # In the order of the map again. Masks are made for those alone: a noisy map has thousands of parts.
         surest = sorted(sorted(found, reverse=True)[:_MOST_PARTS], key=lambda part: part[1:])

@@ -23,7 +23,7 @@ from decoders.decoder import Residual, Trunk, TrunkFeatures, TwoScaleHead, resiz
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
 from decoders.looks import mean_logits
-from decoders.regions import numbered_regions
+from decoders.regions import large_regions, numbered_regions
 from decoders.resizing import Size, coarsening, resize_nearest, resize_points
 from decoders.tasks import Score, Task
 
@@ -179,7 +179,7 @@ class Keypoints(Task[Tensor]):
     def _read_alone(self, output: Float[Tensor, "planes rows columns"], size: Size) -> InstanceSet:
         probability = resize(output[None, -1:], size)[0, 0].sigmoid().cpu().numpy()
         regions, sizes = numbered_regions(probability > 0.5)
-        kept = np.flatnonzero(sizes[1:] >= _SMALLEST_PX) + 1
+        kept = large_regions(sizes, _SMALLEST_PX)
         masks = regions[None] == kept[:, None, None]
         points, confidence = self._find(output, masks)
         given = points[..., 2] > 0
