@@ -426,15 +426,12 @@ def train(
 
 def _launched(run: Callable[["Launcher"], object]) -> None:
     """Run what several processes may share, and print what came of it once."""
-    from datagen.launchers import from_environment
+    from datagen.launchers import launched
 
-    launcher = from_environment()
-    try:
+    with launched() as launcher:
         summary = run(launcher)
-    finally:
-        launcher.close()
-    if launcher.rank == 0:
-        _out.print(str(summary), markup=False)
+        if launcher.rank == 0:
+            _out.print(str(summary), markup=False)
 
 
 def _numbers(option: str, text: str) -> list[int]:

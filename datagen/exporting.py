@@ -18,5 +18,5 @@ def export(kind: str, run: Path, *, to: Path) -> int:
     count = min(found.target, sum(len(shard.accepted) for shard in found.store.contiguous()))
     if not count:
         raise UserError(f"run {run} has no accepted sample yet; let `datagen generate` finish a shard first")
-    exporter.build(taxonomy=found.taxonomy).export(found.entries(), found.taxonomy, to, found.info())
+    exporter.build(taxonomy=found.taxonomy).export(found.entries(count), found.taxonomy, to, found.info())
     return count

@@ -50,6 +50,9 @@ class Factory:
     best_by: str = "agreement"
     """Name of a filter's score; the candidate with the highest is the best, after those that every filter keeps."""
     launcher: Launcher = field(default_factory=Local)
+    finished: frozenset[int] = frozenset()
+    """Shards that are not dealt out, as they were there before. Without them those that one process left behind would
+    all be its own again. The same in every process."""
     progress: Progress = field(default_factory=Silent)
     stopped: Callable[[], bool] = lambda: False
     """Asked after each batch; True ends the run there. An unfinished shard is made anew next time."""
@@ -64,7 +67,7 @@ class Factory:
             UserError: fewer than `minimum_yield` are accepted, with the reasons counted.
         """
         below = _Tally(self.store)
-        for index in self.launcher.assigned(count()):
+        for index in self.launcher.assigned(index for index in count() if index not in self.finished):
             positions = self._positions(index)
             below.advance_to(index)
             self.progress.update(accepted=below.accepted, target=self.target)

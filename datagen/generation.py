@@ -10,7 +10,7 @@ from datagen.datasets.coco import ANNOTATIONS
 from datagen.factory import Factory
 from datagen.files import json_bytes, read_json, write_json
 from datagen.interruption import stop_signals
-from datagen.launchers import Launcher, from_environment
+from datagen.launchers import Launcher, launched
 from datagen.plan import GeneratePlan, Parts, build_parts, identity, load_plan
 from datagen.progress import Progress, Silent
 from datagen.runs import Run, claim, library_versions
@@ -65,11 +65,8 @@ def generate(
     checked = load_plan(plan, overrides)
     if to is not None:
         checked = checked.model_copy(update={"run": to})
-    launcher = from_environment()
-    try:
+    with launched() as launcher:
         return _generate(checked, launcher, progress if progress and launcher.rank == 0 else Silent())
-    finally:
-        launcher.close()
 
 
 def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> RunSummary | None:
@@ -87,22 +84,40 @@ def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> Run
     if launcher.rank == 0:
         run = claim(run)
     launcher.barrier()
-    if _accepted(run.store.contiguous()) < plan.target:
+    # One process reads the marks: many would ask a file system for the same ones, and might not see the same.
+    enough = launcher.rank == 0 and _accepted(run.store.contiguous()) >= plan.target
+    if not launcher.agree(enough):
         _make_shards(plan, parts, run, launcher, progress)
     launcher.barrier()
+    if launcher.rank:
+        return None
     shards = run.store.contiguous()
-    if _accepted(shards) < plan.target:
+    _check_target(plan, parts, shards)
+    return _finish(plan, parts, run, shards, progress)
+
+
+def _check_target(plan: GeneratePlan, parts: Parts, shards: list[ShardSummary]) -> None:
+    accepted, made = _accepted(shards), sum(len(shard.verdicts) for shard in shards)
+    if accepted >= plan.target:
+        return
+    if made == parts.source.length:
         raise UserError(
-            f"the source ended after {parts.source.length} recipes with {_accepted(shards)} accepted samples, expected "
-            f"{plan.target}; lower the target with --set target={_accepted(shards)}, or extend the source (a new run)"
+            f"the source ended after {made} recipes with {accepted} accepted samples, expected {plan.target}; lower "
+            f"the target with --set target={accepted}, or extend the source (a new run)"
         )
-    return _finish(plan, parts, run, shards, progress) if launcher.rank == 0 else None
+    raise UserError(
+        f"shard {len(shards)} is not there though all processes are through, and those before it hold {accepted} "
+        f"accepted samples, expected {plan.target}; run the same command again: it makes what is missing, or finds "
+        "what the file system showed too late"
+    )
 
 
 def _make_shards(plan: GeneratePlan, parts: Parts, run: Run, launcher: Launcher, progress: Progress) -> None:
     import torch  # here, not above: a finished run does not come this far
 
     torch.set_num_threads(plan.threads)
+    there = [shard.index for shard in run.store.done()] if launcher.rank == 0 else []
+    finished = frozenset(launcher.agree(there))
     with stop_signals(lambda: progress.say("stopping after this batch; once more to stop at once")) as stopped:
         factory = Factory(
             source=parts.source,
@@ -118,6 +133,7 @@ def _make_shards(plan: GeneratePlan, parts: Parts, run: Run, launcher: Launcher,
             minimum_yield=plan.minimum_yield,
             yield_after=plan.yield_after,
             launcher=launcher,
+            finished=finished,
             progress=progress,
             stopped=stopped,
         )

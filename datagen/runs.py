@@ -60,9 +60,9 @@ class Run:
             "made_with": dict(self.versions),
         }
 
-    def entries(self) -> Iterator[Entry]:
-        """The dataset: the first `target` accepted samples in id order; errors as `ShardStore.accepted`."""
-        for sample in self.store.accepted(self.target):
+    def entries(self, count: int | None = None) -> Iterator[Entry]:
+        """The dataset: the first `count` accepted samples, or the target, in id order; errors as `accepted`."""
+        for sample in self.store.accepted(self.target if count is None else count):
             recipe = sample.recipe
             extra: dict[str, Any] = {"caption": recipe.prompt, "seed": recipe.seed, "wanted": list(recipe.wanted)}
             if recipe.negative_prompt:

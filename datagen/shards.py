@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from datagen.files import decode_png, encode_png, json_bytes, read_json, write_json
+from datagen.files import decode_png, encode_png, json_bytes, write_json
 from datagen.packing import pack_labels, unpack_labels
 from datagen.records import Guide, Recipe, Sample, Verdict
 from decoders.errors import UserError
@@ -69,12 +69,21 @@ class ShardStore:
         remove_stale(self.folder)
 
     def summary(self, index: int) -> ShardSummary | None:
-        """The mark of a shard; None unless it is finished, which takes a tar of the size that the mark says."""
+        """The mark of a shard; None unless it is finished, which takes a tar of the size that the mark says.
+
+        Raises:
+            UserError: the file system does not say.
+        """
         try:
-            summary = _mark_from_json(index, read_json(self._mark(index)))
+            summary = _mark_from_json(index, json.loads(self._mark(index).read_bytes()))
             return summary if self._tar(index).stat().st_size == summary.nbytes else None
-        except (UserError, FileNotFoundError, KeyError, TypeError):  # no mark, no tar, or a mark that says nothing
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # no mark, no tar, or a mark that says nothing
             return None
+        except OSError as error:  # which says nothing of the shard: what follows it must not be taken for missing
+            raise UserError(
+                f"cannot read {self._mark(index)} or its tar ({error.strerror}); nothing was changed: see to the file "
+                "system, then run the same command again"
+            ) from error
 
     def is_done(self, index: int) -> bool:
         """Whether the shard is marked finished and its tar has the size that the mark says."""
@@ -156,16 +165,24 @@ class ShardStore:
     def accepted(self, target: int | None = None) -> Iterator[StoredSample]:
         """The first `target` (or all) accepted samples in id order, from shards that were compared with their sha256.
 
-        Ends early where the shards end: compare with `contiguous` first. Errors as `verify`.
+        Raises:
+            UserError: before the first one, if there are fewer than `target`; else as `verify`.
         """
-        left = target
-        for summary in self.contiguous():
-            if left is not None and left <= 0:
+        summaries = self.contiguous()
+        there = sum(len(summary.accepted) for summary in summaries)
+        left = there if target is None else target
+        if there < left:
+            raise UserError(
+                f"{self.folder} has {there} accepted samples in shards without a gap, expected {left}; run `datagen "
+                "generate` with the same plan: it makes what is missing"
+            )
+        for summary in summaries:
+            if not left:
                 return
             chosen = summary.accepted[:left]
             self.verify(summary)
             yield from self.read(summary.index, only=frozenset(chosen))
-            left = None if left is None else left - len(chosen)
+            left -= len(chosen)
 
     def _tar(self, index: int) -> Path:
         return self.folder / f"{index:06d}.tar"

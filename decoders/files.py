@@ -4,12 +4,19 @@ import errno
 import fcntl
 import os
 import secrets
+import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
 from decoders.errors import UserError
+
+_ABANDONED = 24 * 3600.0
+"""Seconds after which a temporary file of another machine, whose locks may not be seen here, is nobody's any more."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What `flock` says on file systems without locks, such as Lustre mounted with `noflock`."""
 
 
 def cache_folder() -> Path:
@@ -58,7 +65,7 @@ def no_other_writer(folder: Path) -> Generator[None, None, None]:
         handle = os.open(folder, os.O_RDONLY)  # the folder itself is locked: nothing is left behind
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another process is writing {folder}; wait until it ends, or choose another folder"
@@ -69,11 +76,17 @@ def no_other_writer(folder: Path) -> Generator[None, None, None]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; those of living writers stay."""
+    """Remove the temporary files of writers that were killed; those of living writers stay.
+
+    Those of other machines go after a day, as a lock may be known to the machine alone that holds it.
+    """
     for path in sorted(folder.glob(".*.tmp")):
         try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.name.startswith(f".{_host()}-"):
+                with path.open("r+b") as file:  # NFS locks what can be written to
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            elif time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink()
         except OSError:  # locked by a living writer, gone already, or not ours to remove: all may stay
             continue
@@ -81,12 +94,31 @@ def remove_stale(folder: Path) -> None:
 
 def _locked_temporary(folder: Path) -> tuple[BufferedRandom, Path]:
     while True:
-        path = folder / f".{secrets.token_hex(8)}.tmp"
+        path = folder / f".{_host()}-{secrets.token_hex(8)}.tmp"
         file = path.open("x+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            _lock(file.fileno(), fcntl.LOCK_EX)
+        except BaseException:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
         if os.fstat(file.fileno()).st_nlink:  # else a cleaner came between opening and locking
             return file, path
         file.close()
+
+
+def _lock(handle: int, how: int) -> None:
+    """`flock`, or nothing where the file system has no locks."""
+    try:
+        fcntl.flock(handle, how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _host() -> str:
+    """This machine in a file name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())
 
 
 @contextmanager

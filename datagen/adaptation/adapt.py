@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +13,7 @@ from datagen.adaptation.pictures import Pictures, pictures_of_dataset, pictures_
 from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import TrainingFolder
 from datagen.files import require_outside
-from datagen.launchers import Launcher, from_environment
+from datagen.launchers import Launcher, launched
 from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plugins import Part
@@ -75,7 +74,7 @@ def adapt(
     check_tracker(checked.tracker)
     if launcher is not None:
         return _adapt(checked, to or checked.adapted, console, launcher)
-    with closing(from_environment()) as launcher:
+    with launched() as launcher:
         return _adapt(checked, to or checked.adapted, console, launcher)
 
 

@@ -6,7 +6,6 @@ arXiv 2312.03048); so the ControlNet can steer another UNet afterwards.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +19,7 @@ from datagen.conditions import Condition
 from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, control_digest, locate_control
 from datagen.files import write_json
 from datagen.labellers.decoded import Decoded
-from datagen.launchers import Launcher, from_environment
+from datagen.launchers import Launcher, launched
 from datagen.meter import console_of
 from datagen.model import Model
 from datagen.plan import part_identity
@@ -86,7 +85,7 @@ def control(
     check_tracker(checked.tracker)
     if launcher is not None:
         return _control(checked, to or checked.control, console, launcher)
-    with closing(from_environment()) as launcher:
+    with launched() as launcher:
         return _control(checked, to or checked.control, console, launcher)
 
 

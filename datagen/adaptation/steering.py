@@ -107,11 +107,14 @@ def _predict(
         added_cond_kwargs=added_cond_kwargs and {name: each.to(wide) for name, each in added_cond_kwargs.items()},
         return_dict=False,
     )
+    if not torch.is_autocast_enabled(sample.device.type):
+        # Else they stay as they are, as their gradients would: those of the deep levels are less than float16 can say.
+        down, middle = [residual.to(sample.dtype) for residual in down], middle.to(sample.dtype)
     return unet(
         sample,
         timestep,
-        down_block_additional_residuals=[residual.to(sample.dtype) for residual in down],
-        mid_block_additional_residual=middle.to(sample.dtype),
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
         encoder_hidden_states=encoder_hidden_states,
         added_cond_kwargs=added_cond_kwargs,
         return_dict=return_dict,

@@ -1,11 +1,14 @@
 """Who makes which shard. Shards need nothing of each other, so that is all a launcher has to say."""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import decoders.peers
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -26,11 +29,15 @@ class Launcher(Protocol):
         ...
 
     def assigned(self, shards: Iterable[int]) -> Iterator[int]:
-        """Those of the shards 0, 1, 2, ... that this process makes."""
+        """Those of the shards, given in the same order to every process, that this one makes."""
         ...
 
     def peers(self) -> "decoders.peers.Peers":
         """The processes as those who fit one decoder together."""
+        ...
+
+    def agree(self, value: Item) -> Item:
+        """What rank 0 says; every process must ask."""
         ...
 
     def barrier(self) -> None:
@@ -45,6 +52,18 @@ class Launcher(Protocol):
 def launched_in_group() -> bool:
     """Whether `accelerate launch` (or torchrun) started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+@contextmanager
+def launched() -> Generator[Launcher, None, None]:
+    """The launcher that this process was started by, left when the block ends well.
+
+    Not after an error: to leave a group means to wait for the others, who may be waiting for this process, and nobody
+    would learn of the error. Whoever started the processes ends the others when this one is gone.
+    """
+    launcher = from_environment()
+    yield launcher
+    launcher.close()
 
 
 def from_environment() -> Launcher:

@@ -1,9 +1,10 @@
-"""Several processes or machines, started by `accelerate launch`: shard k goes to rank k modulo world size."""
+"""Several processes or machines, started by `accelerate launch`: shards are dealt out in turn."""
 
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from decoders.errors import UserError
 from decoders.peers import Group
 
+Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)
 """How long a barrier waits: as long as fitting a reader or making a shard may take, not the usual half hour."""
 
@@ -40,6 +42,9 @@ class Accelerate:
 
     def peers(self) -> Group:
         return Group(self.device)
+
+    def agree(self, value: Item) -> Item:
+        return self.peers().agree(value)
 
     def barrier(self) -> None:
         self._state.wait_for_everyone()

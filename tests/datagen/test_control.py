@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from datagen.adaptation import adherence
 from datagen.adaptation.adapt_plan import load_adapt_plan
@@ -140,6 +141,28 @@ def test_the_control_learns_and_the_model_stays(kind: str, pipelines: Mapping[st
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.97 * losses[0]
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_gradients_of_deep_levels_survive_a_model_in_half_precision(pipelines: Mapping[str, Path]):
+    """A GPU has it in float16, and what the loss of a large picture says to the middle is less than that can hold."""
+    checkpoint = load_checkpoint(ModelReference(source=str(pipelines["sd1"]), dtype="float16"))
+    network = new_control(checkpoint, 3, begin_with=None, seed=0)
+    latents = torch.randn(1, checkpoint.latent_channels, 4, 4, generator=stream(0, 0))
+    side = 4 * checkpoint.vae_scale_factor
+    inputs: dict[str, Any] = {
+        "encoder_hidden_states": torch.randn(1, 7, checkpoint.unet.config["cross_attention_dim"]).half(),
+        "added_cond_kwargs": None,
+        "return_dict": False,
+    }
+    unet = cast(nn.Module, checkpoint.unet)
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.float()  # as autocast does on a GPU, and cannot on a CPU
+    with torch.autocast("cpu", torch.bfloat16):
+        said = steered(unet, network, torch.ones(1, 3, side, side))(latents.half(), torch.tensor([500]), **inputs)[0]
+    (said.float().square().mean() * 1e-6).backward()
+    zero_convolutions = [*network.controlnet_down_blocks, network.controlnet_mid_block]
+    assert all(one.weight.grad.ne(0).float().mean() > 0.9 for one in zero_convolutions)
 
 
 def test_a_stopped_training_ends_like_one_that_was_not(

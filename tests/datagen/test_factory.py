@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from decoders.errors import UserError
 from decoders.labels import semantic_map
 from decoders.peers import ALONE, Peers
 from tests.datagen.toys import Brightness, Noise
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -57,6 +59,9 @@ class OneOf:
 
     def peers(self) -> Peers:
         return ALONE
+
+    def agree(self, value: Item) -> Item:
+        return value
 
     def barrier(self) -> None: ...
 
@@ -144,6 +149,15 @@ def test_the_dataset_is_the_same_however_the_work_is_shared(tmp_path: Path, orde
     first = [sample.recipe for sample in ShardStore(alone).accepted(7)]
     assert [sample.recipe for sample in ShardStore(together).accepted(7)] == first
     assert len(first) == 7
+
+
+def test_what_one_process_left_behind_is_dealt_out_anew(tmp_path: Path):
+    for rank in (0, 2):
+        made(factory(tmp_path, target=36, launcher=OneOf(rank, 3)))
+    finished = frozenset(shard.index for shard in ShardStore(tmp_path).done())
+    assert {index % 3 for index in finished} == {0, 2}
+    shared = [made(factory(tmp_path, target=36, launcher=OneOf(rank, 3), finished=finished)) for rank in range(3)]
+    assert shared == [[1, 10], [4], [7]]
 
 
 def test_processes_that_see_each_others_shards_overshoot_little(tmp_path: Path):

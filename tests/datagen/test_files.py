@@ -1,8 +1,10 @@
 import errno
+import fcntl
 import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,27 @@ def test_a_killed_writer_is_cleaned_up_and_a_living_one_is_not(tmp_path: Path):
         remove_stale(tmp_path)
         assert len(tree(tmp_path)) == 1
     assert tree(tmp_path) == {"b": b"whole"}
+
+
+def test_what_another_machine_writes_stays_for_a_day(tmp_path: Path):
+    living, dead = tmp_path / ".elsewhere-01.tmp", tmp_path / ".elsewhere-02.tmp"
+    for path in (living, dead):
+        path.write_bytes(b"half")
+    os.utime(dead, (0, time.time() - 25 * 3600))
+    remove_stale(tmp_path)
+    assert tree(tmp_path) == {living.name: b"half"}
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOSYS, "Function not implemented")))
+    with no_other_writer(tmp_path):
+        write_atomic(tmp_path / "a", b"whole")
+    remove_stale(tmp_path)
+    assert tree(tmp_path) == {"a": b"whole"}
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomic(tmp_path / "b", b"whole")
+    assert tree(tmp_path) == {"a": b"whole"}
 
 
 def _saved(path: Path, picture: Image.Image, **settings: Any) -> Path:

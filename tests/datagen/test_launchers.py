@@ -10,11 +10,21 @@ import pytest
 
 from datagen.adaptation.adapt import adapt
 from datagen.adaptation.control import control
-from datagen.launchers import from_environment, launched_in_group
+from datagen.launchers import from_environment, launched, launched_in_group
 from datagen.launchers.local import Local
 from decoders.errors import UserError
 from tests.datagen import toys
 from tests.datagen.test_fitting import photographs, write_plan
+
+
+class Asked(Local):
+    """Notes that it was left."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
 
 PROMPTS = {"kind": "prompts", "file": "x"}
 
@@ -127,25 +137,37 @@ def test_two_processes_fit_one_reader(tmp_path: Path, pipelines: dict[str, Path]
 
 
 @pytest.mark.parametrize("verb", [adapt, control])
-def test_trainings_ask_the_environment_and_leave_the_group(
+def test_trainings_ask_the_environment_unless_they_are_given_a_group(
     verb: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Asked(Local):
-        closed = False
+    given, formed = Asked(), list[Asked]()
 
-        def close(self) -> None:
-            self.closed = True
+    def form() -> Asked:
+        formed.append(Asked())
+        return formed[-1]
 
-    asked, given = Asked(), Asked()
     values = {"adapted" if verb is adapt else "control": "x", "model": {"source": "nowhere"}, "updates": 1}
     values |= {"images": str(tmp_path / "none")} if verb is adapt else {"condition": "edges", "source": PROMPTS}
     file = toys.write_plan(tmp_path / "plan.yaml", {**values, "tracker": "none"})
-    monkeypatch.setattr(f"datagen.adaptation.{verb.__name__}.from_environment", lambda: asked)
+    monkeypatch.setattr("datagen.launchers.from_environment", form)
     for launcher in (None, given):
         with pytest.raises(UserError, match=r"none|source: prompts brings no labels"):
             verb(file, launcher=launcher)
-    assert asked.closed
+    assert len(formed) == 1
     assert not given.closed  # it belongs to whoever brought it
+
+
+def test_a_group_is_left_but_not_after_an_error(monkeypatch: pytest.MonkeyPatch):
+    """Who leaves waits for the others, who may wait for this one: the error would never be told."""
+    asked = Asked()
+    monkeypatch.setattr("datagen.launchers.from_environment", lambda: asked)
+    with pytest.raises(UserError, match="disk full"), launched():
+        raise UserError("disk full")
+    assert not asked.closed
+    with launched() as found:
+        assert found is asked
+        assert not asked.closed
+    assert asked.closed
 
 
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import socket
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,6 +161,8 @@ def test_accepted_are_the_first_in_id_order_up_to_a_gap(tmp_path: Path):
 
     assert ids(None) == ["00000000", "00000002", "00000003", "00000005"]
     assert ids(3) == ["00000000", "00000002", "00000003"]
+    with pytest.raises(UserError, match="has 4 accepted samples in shards without a gap, expected 5"):
+        next(store.accepted(5))
     assert ids(0) == []
     assert [summary.index for summary in store.contiguous()] == [0, 1]
     _fill(store, 2)
@@ -195,6 +198,23 @@ def test_a_damaged_shard_counts_as_unfinished_and_is_remade_to_the_same_bytes(tm
     assert list(store.accepted()) == []
     _fill(store, 0)
     assert tree(tmp_path) == whole
+
+
+def test_a_mark_that_cannot_be_read_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else an export would end there, and take out what an earlier one wrote."""
+    store = ShardStore(tmp_path)
+    _fill(store, 0)
+    _fill(store, 1)
+    read = Path.read_bytes
+
+    def read_or_fail(path: Path) -> bytes:
+        if path.name == "000001.done.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    with pytest.raises(UserError, match=r"cannot read .*000001\.done\.json or its tar \(Input/output error\)"):
+        list(store.accepted())
 
 
 def test_changed_bytes_of_equal_size_are_found_and_the_shard_is_made_again(tmp_path: Path):
@@ -236,7 +256,8 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path: Path, monkeypatch: pytest.Mo
 def test_opening_removes_what_a_killed_writer_left(tmp_path: Path):
     _fill(ShardStore(tmp_path), 0)
     whole = tree(tmp_path)
-    (tmp_path / "shards" / ".0123456789abcdef.tmp").write_bytes(b"half")
+    left = tmp_path / "shards" / f".{socket.gethostname()}-0123456789abcdef.tmp"
+    left.write_bytes(b"half")
     ShardStore(tmp_path)
     assert tree(tmp_path) == whole
 
