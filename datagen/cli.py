@@ -39,6 +39,11 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:
             _err.print(f"\nstopped. What is finished is kept; go on with\n  {_this_command()}", markup=False)
             raise typer.Exit(INTERRUPTED) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which must not be imported to ask
+                raise
+            told = str(error).splitlines()[0]
+            _fail(f"the memory of the GPU is full ({told}); take a smaller `batch_size`, or a smaller size of pictures")
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -99,7 +99,7 @@ def fit_from_plan(
     validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None
     _check_validation(data, validation)
     model = Model(checked.model.reference(), device=lambda: launcher.device)
-    identity = _identity(checked, model, data)
+    identity = launcher.agree(_identity(checked, model, data) if launcher.rank == 0 else {})
     was_there = _is_there(folder, identity)
     launcher.barrier()
     if was_there:

@@ -11,9 +11,10 @@ from datagen.factory import Factory
 from datagen.files import json_bytes, read_json, write_json
 from datagen.interruption import stop_signals
 from datagen.launchers import Launcher, launched
+from datagen.model import hardware
 from datagen.plan import GeneratePlan, Parts, build_parts, identity, load_plan
 from datagen.progress import Progress, Silent
-from datagen.runs import Run, claim, library_versions
+from datagen.runs import Run, claim, library_versions, note_hardware
 from datagen.shards import ShardSummary
 from decoders.errors import UserError
 
@@ -74,10 +75,12 @@ def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> Run
         plan.labeller.prepare()
     launcher.barrier()
     parts = build_parts(plan, device=lambda: launcher.device)
+    # One process looks at everything that decides the bytes, a dataset's pictures among it, and tells the others.
+    decisive = launcher.agree(identity(plan, parts) if launcher.rank == 0 else {})
     run = Run(
         folder=plan.run,
         plan=plan.model_dump(mode="json"),
-        identity=identity(plan, parts),
+        identity=decisive,
         taxonomy=parts.labeller.taxonomy,
         versions=library_versions(),
     )
@@ -116,6 +119,8 @@ def _make_shards(plan: GeneratePlan, parts: Parts, run: Run, launcher: Launcher,
     import torch  # here, not above: a finished run does not come this far
 
     torch.set_num_threads(plan.threads)
+    if launcher.rank == 0:
+        note_hardware(run, hardware(launcher.device, plan.model.dtype if plan.model else "float32"))
     there = [shard.index for shard in run.store.done()] if launcher.rank == 0 else []
     finished = frozenset(launcher.agree(there))
     with stop_signals(lambda: progress.say("stopping after this batch; once more to stop at once")) as stopped:

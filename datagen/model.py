@@ -41,6 +41,17 @@ class ModelSettings(Settings):
         )
 
 
+def hardware(device: str, dtype: Precision) -> str:
+    """What computes, and in which number format, such as `cpu, float32`: pictures depend on both."""
+    import torch
+
+    from decoders.checkpoint import choose_dtype
+
+    place = torch.device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
+    return f"{name}, {str(choose_dtype(dtype, place)).removeprefix('torch.')}"
+
+
 class Model:
     """What generators and labellers are given, so that both borrow one checkpoint.
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from datagen.meter import Minutely
+
 
 @runtime_checkable
 class Progress(Protocol):
@@ -44,6 +46,7 @@ class Bar:
             console=console,
         )
         self._task = self._bars.add_task("", total=1, rate="", visible=False)
+        self._is_due = Minutely(console)
         self._start = time.monotonic()
         self._made = 0
         self._accepted_before: int | None = None
@@ -63,6 +66,8 @@ class Bar:
         self._made += made
         rate = self._rate(accepted - self._accepted_before, target - accepted, time.monotonic() - self._start)
         self._bars.update(self._task, completed=min(accepted, target), total=target, rate=rate, visible=True)
+        if self._is_due():
+            self.say(f"{min(accepted, target)} of {target} accepted" + (f", {rate}" if rate else ""))
 
     def say(self, text: str) -> None:
         self._bars.console.print(text, markup=False)

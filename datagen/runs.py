@@ -7,7 +7,7 @@ shards/     datagen.shards            exports/<kind>/   a view, rebuilt from the
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Run:
     taxonomy: Taxonomy
     versions: Mapping[str, str]
     """Libraries that the run was begun with."""
+    hardware: str = ""
+    """What makes its shards; empty before the first one."""
 
     @property
     def digest(self) -> str:
@@ -87,6 +89,7 @@ def open_run(folder: Path) -> Run:
             identity=data["identity"],
             taxonomy=Taxonomy.from_json(data["taxonomy"]),
             versions=data["versions"],
+            hardware=data.get("hardware", ""),
         )
         if run.digest != data["digest"]:
             raise ValueError("its digest is another than it says")
@@ -110,7 +113,7 @@ def claim(run: Run) -> Run:
     Raises:
         UserError: the folder belongs to another run; names what differs. Nothing is overwritten.
     """
-    versions = run.versions
+    versions, hardware = run.versions, run.hardware
     if (run.folder / _FILE).exists():
         found = open_run(run.folder)
         if found.digest != run.digest:
@@ -126,7 +129,7 @@ def claim(run: Run) -> Run:
                     number,
                     versions.get(library),
                 )
-        versions = found.versions
+        versions, hardware = found.versions, found.hardware
         if found.plan == run.plan and found.taxonomy == run.taxonomy:
             return found
     elif any((run.folder / "shards").glob("*.tar")):
@@ -134,17 +137,34 @@ def claim(run: Run) -> Run:
             f"run folder {run.folder} holds shards but no {_FILE}, which says what made them; choose another folder "
             "with --to"
         )
-    claimed = Run(folder=run.folder, plan=run.plan, identity=run.identity, taxonomy=run.taxonomy, versions=versions)
+    claimed = replace(run, versions=versions, hardware=hardware)
+    _write(claimed)
+    return claimed
+
+
+def note_hardware(run: Run, hardware: str) -> None:
+    """Write down what makes the run's shards, or say that it is another than before: it rounds in another way."""
+    if not run.hardware:
+        _write(replace(run, hardware=hardware))
+    elif run.hardware != hardware:
+        _log.warning(
+            "this run was begun on %s, now it is %s: new shards are not those that would have been made there",
+            run.hardware,
+            hardware,
+        )
+
+
+def _write(run: Run) -> None:
     data = {
-        "digest": claimed.digest,
-        "plan": claimed.plan,
-        "identity": claimed.identity,
-        "taxonomy": asdict(claimed.taxonomy),
-        "versions": dict(versions),
+        "digest": run.digest,
+        "plan": run.plan,
+        "identity": run.identity,
+        "taxonomy": asdict(run.taxonomy),
+        "versions": dict(run.versions),
+        "hardware": run.hardware,
     }
     text = yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True, width=120)
     write_atomic(run.folder / _FILE, text.encode())
-    return claimed
 
 
 def library_versions() -> dict[str, str]:

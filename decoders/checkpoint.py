@@ -40,6 +40,8 @@ _LEFT_OUT = {
     "image_encoder": None,
     "add_watermarker": False,
 }
+_SLICED_FROM = 64
+"""Latent cells on a side from which a VAE takes one picture at a time: eight of XL's at once would take 24 GiB."""
 _FREEU: dict[str, Any] = dict.fromkeys(("s1", "s2", "b1", "b2"))
 
 
@@ -67,6 +69,7 @@ class Checkpoint:
             network.requires_grad_(False)
         self._processors = [(model, dict(model.attn_processors)) for model in (self.unet, self.vae)]
         self._encoder = _overflow_free(self.vae)
+        self._slices = bool(self.vae.use_slicing)
 
     @property
     def latent_channels(self) -> int:
@@ -100,10 +103,10 @@ class Checkpoint:
         """UNet, VAE and text encoders as loaded; on leaving, also by an exception, the state is what it was before.
 
         Switched off for the pass: LoRA adapters (unless `keep_loras`), and on UNet and VAE attention processors, FreeU,
-        forward hooks, tiling and slicing. Not covered, since it cannot be undone from outside: weights changed in place
-        (training; a fused LoRA is refused), an IP-Adapter's image projection, hooks on text encoders (transformers
-        collects hidden states with its own), and modules whose `forward` was replaced, among them offloading to the
-        CPU, which leaves the numbers as they are.
+        forward hooks, tiling and slicing other than at loading. Not covered, as it cannot be undone from outside:
+        weights changed in place (training; a fused LoRA is refused), an IP-Adapter's image projection, hooks on text
+        encoders (transformers collects hidden states with its own), and modules whose `forward` was replaced, among
+        them offloading to the CPU, which leaves the numbers as they are.
         """
         with ExitStack() as stack:
             if not keep_loras:
@@ -112,7 +115,7 @@ class Checkpoint:
             for model, loaded in self._processors:
                 stack.enter_context(processors(model, loaded))
             stack.enter_context(attributes(tuple(self.unet.up_blocks), _FREEU))
-            stack.enter_context(attributes((self.vae,), {"use_tiling": False, "use_slicing": False}))
+            stack.enter_context(attributes((self.vae,), {"use_tiling": False, "use_slicing": self._slices}))
             yield
 
 
@@ -139,6 +142,8 @@ def load_checkpoint(reference: ModelReference, device: str | torch.device | None
             f"model {folder}: a UNet of {taken} input channels found on a VAE of {latent}, expected equal numbers; "
             "inpainting and upscaling checkpoints cannot be used, take the text-to-image one"
         )
+    if pipeline.unet.config.sample_size >= _SLICED_FROM:
+        pipeline.vae.enable_slicing()
     pipeline.to(place)
     pipeline.set_progress_bar_config(disable=True)
     base = digest(folder)

@@ -182,7 +182,7 @@ def repeat_factors(shown: Sequence[frozenset[int]], below: float) -> Float64[np.
 def _loss(
     decoder: PDecoder, tasks: Mapping[str, Task], batch: Sequence[CachedView], device: torch.device
 ) -> Float[Tensor, ""]:
-    features = FeatureBundle.concatenate([view.features for view in batch]).to(device, torch.float32)
+    features = FeatureBundle.concatenate([view.features for view in batch]).to(device).to(torch.float32)
     outputs = decoder(features)
     losses = [
         task.loss(outputs[name], torch.stack([view.targets[name] for view in batch]).to(device))

@@ -8,6 +8,8 @@ import torch.distributed
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
+_EXCHANGED = 16_000_000
+"""Numbers in one exchange of gradients, 64 MB."""
 
 
 @runtime_checkable
@@ -85,11 +87,24 @@ class Group:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], peers: Peers) -> None:
-    """Replace each gradient by its mean over the processes, in one exchange."""
+    """Replace each gradient by its mean over the processes, in a few exchanges."""
     if peers.count == 1:
         return
-    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-    mean = peers.total(torch.cat([gradient.flatten() for gradient in gradients])) / peers.count
-    parts = mean.split([gradient.numel() for gradient in gradients])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).clone()
+    for some in _buckets(parameters):
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in some]
+        mean = peers.total(torch.cat([gradient.flatten() for gradient in gradients])) / peers.count
+        parts = mean.split([gradient.numel() for gradient in gradients])
+        for parameter, part in zip(some, parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Few enough at once that what is exchanged takes little memory, and enough that it takes little time."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(one.numel() for one in bucket) >= _EXCHANGED:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket

@@ -30,7 +30,8 @@ _DOWNLOADS = (
     "*/model*.safetensors",
     "*/diffusion_pytorch_model*.safetensors",
 )
-_NO_DOWNLOADS = ("safety_checker/*", "image_encoder/*", "*.fp16*", "*.non_ema*")
+_NO_DOWNLOADS = ("safety_checker/*", "image_encoder/*", "vae_1_0/*", "*.non_ema*")
+_HALF_WEIGHTS = "*.fp16*"
 _HISTORY = {"architectures", "dtype", "torch_dtype", "transformers_version"}
 """Keys of a config.json that tell which program wrote it, not what the model is; so do those that begin with `_`."""
 
@@ -68,11 +69,16 @@ class ModelReference:
 def locate_model(reference: ModelReference) -> Path:
     """The checked folder of a checkpoint; a hub id is downloaded (safetensors only) unless it is in the hub's cache.
 
+    Weights in half precision are downloaded only where there are no others.
+
     Raises:
         UserError: nothing there, no revision pinned, no diffusers folder, an unsupported kind, or pickle weights.
     """
     source = reference.source
-    folder = locate(source, reference.revision, what="model", files=_DOWNLOADS, but=_NO_DOWNLOADS)
+    but = (*_NO_DOWNLOADS, _HALF_WEIGHTS)
+    folder = locate(source, reference.revision, what="model", files=_DOWNLOADS, but=but)
+    if folder.is_dir() and not all(_weight_files(part, None) for part in _network_folders(folder)):
+        folder = locate(source, reference.revision, what="model", files=_DOWNLOADS, but=_NO_DOWNLOADS)
     if folder.is_file():
         raise UserError(
             f"model {source} is one file; expected a folder in diffusers format. Convert it (loading a .ckpt runs code "

@@ -88,7 +88,8 @@ class FitSettings:
     size: tuple[int, int] | None = None
     """Height and width while fitting; None = the first picture's, rounded to what the perceiver takes."""
     holdout: float = 0.2
-    """Share of the pictures kept apart to choose the best step, at least one; 0 = none, the last weights are kept."""
+    """Share of the pictures kept apart to choose the best step, at least one and at most 256; 0 = none, the last
+    weights are kept."""
     evaluations: int = 12
     """How often the held-out pictures are read."""
     patience: int = 6

@@ -22,6 +22,8 @@ from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Task, build_task, find_task
 
 TrunkBuilder = Callable[[FeatureSpec, DecoderSettings], Trunk]
+_MOST_HELD_OUT = 256
+"""Enough to choose a step and to tune confidence by; each process has all of them in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +159,9 @@ def build_decoder(
 def split(count: int, *, holdout: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the pictures to learn from and of those held out, drawn by `seed`, each in rising order.
 
-    A single picture is never held out: there would be nothing to learn from.
+    Of a share of many only the first 256; a single picture is never held out, as there would be nothing to learn from.
     """
-    held = min(count - 1, max(1, round(count * holdout))) if holdout else 0
+    held = min(count - 1, max(1, round(count * holdout)), _MOST_HELD_OUT) if holdout else 0
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[held:]), sorted(order[:held])
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from datagen.adaptation.hardware import half_precision
+from datagen.adaptation.hardware import half_precision, has_bfloat16
 from decoders.checkpoint import Checkpoint
 from decoders.errors import UserError
 from decoders.features import to_pixels
@@ -56,8 +56,14 @@ class Denoising:
         """Of several processes each gives its share of a batch: pictures `rank`, `rank + count`, ... of it.
 
         Raises:
-            UserError: the checkpoint predicts something else than noise, velocity or the clean picture.
+            UserError: the checkpoint predicts something else than noise, velocity or the clean picture; or it is in
+                half precision on a GPU without bfloat16, where gradients would be less than float16 can hold.
         """
+        if checkpoint.dtype == torch.float16 and not has_bfloat16(checkpoint.device):
+            raise UserError(
+                "model.dtype: float16 on a GPU without bfloat16, on which training loses its gradients; set "
+                "`model.dtype: float32`"
+            )
         scheduler: Any = DDPMScheduler.from_config(checkpoint.pipeline.scheduler.config)
         self._kind: str = scheduler.config["prediction_type"]
         if self._kind not in ("epsilon", "v_prediction", "sample"):

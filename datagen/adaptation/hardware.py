@@ -25,9 +25,14 @@ def half_precision(device: torch.device, *, needed: bool = False) -> Generator[N
         needed: also where it is slow, as parts of different number formats meet.
     """
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
+        able = has_bfloat16(device)
     else:
         found = torch.cpu.get_capabilities()
         able = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     with torch.autocast(device.type, torch.bfloat16, enabled=able or needed):
         yield
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the GPU computes in bfloat16 itself; Turing and older only act as if, slower than in float32."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -19,6 +19,9 @@ from datagen.interruption import stop_signals
 from decoders.errors import UserError
 from decoders.peers import ALONE, Peers, average_gradients
 
+_WORK_PER_SAVE = 20.0
+"""Time between two checkpoints for each second that one takes: those of XL have 40 GB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
@@ -113,6 +116,7 @@ def advance(
         accumulate: calls of `loss` for one update, whose mean is minimised.
         teacher: a module of the same kind that is given the averaged weights before each update, for losses that ask
             it (Mean Teacher, arXiv 1703.01780).
+        save_seconds: time between two checkpoints, longer where they take long; 0 = after every update.
         reporter: told of progress; prints numbers when None.
         probe: (module with averaged weights, finished updates) -> numbers for the log, called every
             `probe_every` updates and at the end.
@@ -127,7 +131,7 @@ def advance(
     state = TrainingState(module, path=folder / STATE_FILE)
     reporter = reporter or Printed(folder.name)
     log = _Log(folder, reporter, writes=peers.rank == 0)
-    saved = time.monotonic()
+    saved, patience = time.monotonic(), save_seconds
     with stop_signals(lambda: log.say("stopping after this update; once more to stop at once")) as stopped:
         while state.step < schedule.updates:
             if teacher is not None:
@@ -141,9 +145,11 @@ def advance(
                 with state.averaged() as average:
                     log.write(state.step, probe(average, state.step))
             stop = _any(stopped(), peers)
-            if peers.rank == 0 and (last or stop or time.monotonic() - saved > save_seconds):
+            if peers.rank == 0 and (last or stop or time.monotonic() - saved > patience):
+                began = time.monotonic()
                 state.save()
                 saved = time.monotonic()
+                patience = max(save_seconds, _WORK_PER_SAVE * (saved - began)) if save_seconds else 0.0
             if stop and not last:
                 peers.agree(True)  # nobody leaves before the checkpoint is written: a launcher ends the others then
                 raise KeyboardInterrupt

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from decoders.errors import UserError
-from decoders.files import write_atomic
+from decoders.files import atomic_file
 from decoders.fit_state import load_optimiser, optimiser_tensors, under
 
 STATE_FILE = "checkpoint.safetensors"
@@ -76,7 +76,8 @@ class TrainingState:
         tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
         tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_tensors(self._optimiser).items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(self.path, save(tensors, metadata={"step": str(self.step)}))
+        with atomic_file(self.path) as file:  # by its name: as bytes in memory they would be there once more
+            save_file(tensors, file.name, metadata={"step": str(self.step)})
 
     def _load(self) -> None:
         tensors = load_file(self.path)

@@ -1,6 +1,7 @@
 """How two sets of pictures differ, told from features of each picture in one stated space."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from decoders.resizing import resize_image, working_size
 
 Features = Float32[np.ndarray, "_ channels"]
 _NEIGHBOURS = 3
+_BLOCK = 1024
+"""Pictures whose distances to all others are in memory at once."""
 _SUBSETS, _SUBSET_SIZE = 100, 100
 _COPY_PERCENTILE = 1.0
 _SAME = 1e-6
@@ -105,23 +108,31 @@ def _compared(metric: Any, mine: Features, theirs: Features) -> Any:
     return metric.compute()
 
 
-def distances(left: Features, right: Features) -> Float32[np.ndarray, "left right"]:
-    """Euclidean, of each to each; in double precision, where the same picture twice is all but 0 apart."""
-    return torch.cdist(torch.from_numpy(left).double(), torch.from_numpy(right).double()).float().numpy()
+def nearest(left: Features, right: Features, count: int = 1) -> Float32[np.ndarray, "left count"]:
+    """Euclidean distances of each to the `count` nearest of `right`, rising; to itself too, where it is there."""
+    return np.concatenate([np.sort(block, axis=1)[:, :count] for block in _distances(left, right)])
+
+
+def _distances(left: Features, right: Features) -> Iterator[Float32[np.ndarray, "block right"]]:
+    """Of a block of `left` to all of `right`: those of each to each of 50,000 would take 10 GB.
+
+    In double precision, where the same picture twice is all but 0 apart.
+    """
+    theirs = torch.from_numpy(right).double()
+    for start in range(0, len(left), _BLOCK):
+        mine = torch.from_numpy(left[start : start + _BLOCK]).double()
+        yield torch.cdist(mine, theirs).float().numpy()
 
 
 def _among(left: Features, right: Features) -> Bool[np.ndarray, " left"]:
     """Whether each lies in the ball around one of `right` that reaches to that one's third neighbour there."""
-    own = np.sort(distances(right, right), axis=1)
-    reach = own[:, min(_NEIGHBOURS, len(right) - 1)]  # column 0 is the distance to itself
-    return np.any(distances(left, right) <= reach, axis=1)
+    reach = nearest(right, right, min(_NEIGHBOURS, len(right) - 1) + 1)[:, -1]  # the first is the distance to itself
+    return np.concatenate([np.any(block <= reach, axis=1) for block in _distances(left, right)])
 
 
 def _copied(mine: Features, theirs: Features) -> Bool[np.ndarray, " mine"]:
-    own = distances(theirs, theirs)
-    np.fill_diagonal(own, np.inf)
-    nearest = own.min(axis=1)
+    others = nearest(theirs, theirs, 2)[:, 1]
     same = _SAME * np.median(np.linalg.norm(theirs - theirs.mean(axis=0), axis=1))
-    apart = nearest[nearest > same]  # a reference that shows a picture twice says nothing of what is near
+    apart = others[others > same]  # a reference that shows a picture twice says nothing of what is near
     limit = np.percentile(apart, _COPY_PERCENTILE) if len(apart) else 0.0
-    return distances(mine, theirs).min(axis=1) <= max(limit, same)
+    return nearest(mine, theirs)[:, 0] <= max(limit, same)

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from datagen.evaluation.feature_space import FeatureSpace
-from datagen.evaluation.likeness import Features, distances
+from datagen.evaluation.likeness import Features, nearest
 from datagen.meter import meter
 from decoders.files import atomic_file
 from decoders.labels import AnnotatedImage
@@ -43,7 +43,7 @@ class Retrieval:
         """Numbers of the pool's pictures, the nearest to any of the first `count` real ones first."""
         real, pool = self._features(*self._real), self._features(*self._pool)
         spread = pool.std(axis=0) + np.float32(1e-6)
-        found = distances(pool / spread, real[:count] / spread).min(axis=1)
+        found = nearest(pool / spread, real[:count] / spread)[:, 0]
         return tuple(index for index in np.argsort(found, kind="stable").tolist() if index not in self._left_out)
 
     def _features(self, digest: str, pictures: Sequence[AnnotatedImage]) -> Features:

@@ -128,6 +128,10 @@ class ControlledUnet(nn.Module):
             cut = torch.stack([sample[(row, slice(None), *windows.tiles[number].window)] for number, row in chosen])
             text = context[rows] if windows.contexts is None else windows.contexts[numbers, rows]
             extra = {name: value[rows] for name, value in added.items()}
+            if "time_ids" in added:  # XL is told which part of what picture it sees
+                extra["time_ids"] = added["time_ids"].new_tensor(
+                    [self._micro_conditions(tile, sample) for tile in places]
+                )
             if windows.pooled is not None:
                 extra["text_embeds"] = windows.pooled[numbers, rows]
             said = self._look(cut, timestep, text, extra, more, active, places, rows)
@@ -135,6 +139,12 @@ class ControlledUnet(nn.Module):
                 total[(row, slice(None), *tile.window)] += part * weight
                 weights[(row, slice(None), *tile.window)] += weight
         return total / weights.clamp(min=torch.finfo(sample.dtype).tiny)
+
+    def _micro_conditions(self, tile: Tile, sample: Tensor) -> list[int]:
+        """Height and width of the whole picture, top and left, height and width of the window, in pixels."""
+        whole = Tile(0, 0, *sample.shape[2:]).times(self._cell)
+        part = tile.times(self._cell)
+        return [whole.height, whole.width, part.top, part.left, part.height, part.width]
 
     def _look(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from torch import OutOfMemoryError
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -72,6 +73,7 @@ def test_set_takes_one_or_several(typed: list[str], settings: list[str], monkeyp
             "the disk is full while writing runs/a.tar",
         ),
         (KeyboardInterrupt(), 130, "go on with\n  datagen"),
+        (OutOfMemoryError("CUDA out of memory. Tried ...\nmore"), 2, "is full (CUDA out of memory. Tried ...); take a"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(

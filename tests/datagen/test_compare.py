@@ -48,6 +48,14 @@ def test_what_lies_elsewhere_is_far_and_what_varies_less_recalls_less():
     assert narrow.recall < 0.5
 
 
+def test_blocks_of_distances_say_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch):
+    pictures, reference = draw(50, 0), draw(70, 1)
+    pictures[7] = reference[3]
+    whole = likeness(pictures, reference)
+    monkeypatch.setattr("datagen.evaluation.likeness._BLOCK", 16)
+    assert likeness(pictures, reference) == whole
+
+
 def test_copies_are_found():
     reference = draw(100, 1)
     pictures = draw(50, 0)

@@ -372,6 +372,29 @@ def test_fusion_draws_each_window_for_what_it_shows(
     np.testing.assert_array_equal(drawn(everywhere), drawn(everywhere, tile_prompts=False))
 
 
+def test_each_window_of_xl_is_told_where_it_is(
+    pipelines: Mapping[str, Path], controls: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Else it takes each for a picture of its own, of the size of the whole."""
+    told = set[tuple[int, ...]]()
+    draws = generator(pipelines["xl"], control(controls["xl"]), fusion=Fusion(tile=32, overlap=0.2, keep_above=1.0))
+    look = ControlledUnet._look
+
+    def noting(self: ControlledUnet, sample: Any, timestep: Any, context: Any, added: Any, *more: Any) -> Any:
+        told.update(tuple(map(int, row)) for row in added["time_ids"].tolist())
+        return look(self, sample, timestep, context, added, *more)
+
+    monkeypatch.setattr(ControlledUnet, "_look", noting)
+    draws.render(RECIPES[:1])
+    height, width = 2 * SIZE[0], 2 * SIZE[1]
+    whole = {row for row in told if row[4:] != (32, 32)}
+    windows = told - whole
+    assert whole == {(*SIZE, 0, 0, *SIZE)}
+    assert {row[:2] for row in windows} == {(height, width)}
+    assert {row[2] for row in windows} >= {0, height - 32}
+    assert {row[3] for row in windows} >= {0, width - 32}
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.9))
 def test_large_regions_are_connected_and_of_one_class(seed: int, keep_above: float):
     ids = np.random.default_rng(seed).integers(0, 3, (4, 5), np.uint8).repeat(2, axis=0).repeat(3, axis=1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datagen.plan import build_parts, identity, load_plan
-from datagen.runs import Run, claim, library_versions, open_run
+from datagen.runs import Run, claim, library_versions, note_hardware, open_run
 from datagen.settings import Settings, check, read_settings
 from decoders.errors import UserError
 from tests.datagen import toys
@@ -245,6 +245,19 @@ def test_other_versions_go_on_with_a_warning(plan_file: Path, caplog: pytest.Log
     run = claim(run_of(plan_file))
     assert run.versions["torch"] == "1.0"
     assert "this run was begun with torch 1.0" in caplog.text
+
+
+def test_other_hardware_goes_on_with_a_warning(plan_file: Path, caplog: pytest.LogCaptureFixture):
+    run = claim(run_of(plan_file))
+    info = run.info()
+    note_hardware(run, "cpu, float32")
+    run = claim(run_of(plan_file, "target=20"))
+    note_hardware(run, "cpu, float32")
+    assert not caplog.text
+    assert run.info() == info, "a dataset that is there goes on"
+    note_hardware(run, "NVIDIA H100 80GB HBM3, float16")
+    assert "begun on cpu, float32, now it is NVIDIA H100 80GB HBM3, float16" in caplog.text
+    assert open_run(run.folder).hardware == "cpu, float32"
 
 
 @pytest.mark.parametrize("damage", ["", "digest: x\n", "[", "digest: x\nplan: {}\nidentity: {}\n"])

@@ -171,6 +171,20 @@ def test_bare_gives_the_model_as_loaded_and_puts_everything_back(kind: str, load
     assert notes == ["unet"]
 
 
+def test_a_large_models_pictures_pass_its_vae_one_at_a_time(load: Load, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("decoders.checkpoint._SLICED_FROM", 1)
+    checkpoint = load("sd1")
+    sizes: list[int] = []
+    checkpoint.vae.encoder.conv_in.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    checkpoint.encode(torch.zeros(3, 3, 32, 32))
+    assert sizes == [1, 1, 1]
+    assert checkpoint.vae.use_slicing
+    checkpoint.vae.disable_slicing()
+    with checkpoint.bare():
+        assert checkpoint.vae.use_slicing, "as it was loaded"
+    assert not checkpoint.vae.use_slicing
+
+
 def test_bare_puts_everything_back_after_an_exception(load: Load):
     checkpoint = load("sd1", lora_weights=(0.8,))
     _dress(checkpoint)

@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing import get_context
 
 from decoders.errors import UserError
-from decoders.peers import ALONE, Alone, Group, Peers
+from decoders.peers import ALONE, Alone, Group, Peers, average_gradients
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.training import FitReport, fit
 from tests.decoders.toy_perceiver import ToyPerceiver
@@ -72,6 +72,30 @@ def test_it_is_as_good_as_one_process_alone_and_knows_all_pictures(together: Pat
             torch.testing.assert_close(found["weights"][name], tensor, atol=1e-4, rtol=1e-4)
     assert report.points[-1].merit is not None
     assert found["merit"] > report.points[-1].merit - 0.1
+
+
+class Twice(Alone):
+    """Two processes that have the same gradients, and note what they exchange."""
+
+    count = 2
+
+    def __init__(self) -> None:
+        self.exchanged: list[int] = []
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.exchanged.append(tensor.numel())
+        return 2 * tensor
+
+
+def test_gradients_are_exchanged_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("decoders.peers._EXCHANGED", 10)
+    parameters = [torch.nn.Parameter(torch.zeros(2, columns)) for columns in (2, 4, 1, 7, 1)]
+    for number, parameter in enumerate(parameters[:-1]):
+        parameter.grad = torch.full_like(parameter, float(number))
+    peers = Twice()
+    average_gradients(parameters, peers)
+    assert peers.exchanged == [12, 16, 2]
+    assert [float(one.grad.mean()) for one in parameters if one.grad is not None] == [0, 1, 2, 3, 0]
 
 
 def test_another_number_of_processes_does_not_go_on_with_it(together: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from decoders.errors import UserError
-from decoders.references import LoraReference, ModelReference, digest, locate_lora, locate_model
+from decoders.references import LoraReference, ModelReference, digest, locate_lora, locate_model, weight_variant
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -86,6 +86,26 @@ def test_hub_model_in_the_cache(pipelines: Mapping[str, Path], monkeypatch: pyte
     left = asked["ignore_patterns"]
     assert isinstance(left, list)
     assert "*.fp16*" in left
+
+
+def test_weights_in_half_precision_are_downloaded_where_a_hub_has_no_others(
+    pipelines: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub, cached = tmp_path / "hub", tmp_path / "cached"
+    shutil.copytree(pipelines["sd1"], hub)
+    for file in list(hub.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+
+    def download(_name: str, *, ignore_patterns: list[str], **_: object) -> str:
+        left = shutil.ignore_patterns(
+            *(pattern.rpartition("/")[2] for pattern in ignore_patterns if "/" not in pattern)
+        )
+        shutil.copytree(hub, cached, ignore=left, dirs_exist_ok=True)
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    reference = ModelReference("someone/some-model", revision=COMMIT)
+    assert weight_variant(locate_model(reference)) == "fp16"
 
 
 def _remove_index(folder: Path) -> None:

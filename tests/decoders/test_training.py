@@ -205,7 +205,7 @@ def test_one_picture_is_enough():
 
 
 @pytest.mark.parametrize(
-    ("count", "holdout", "held"), [(20, 0.2, 4), (3, 0.1, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0)]
+    ("count", "holdout", "held"), [(20, 0.2, 4), (3, 0.1, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0), (5000, 0.2, 256)]
 )
 def test_split(count: int, holdout: float, held: int):
     fitted, held_out = split(count, holdout=holdout, seed=3)
