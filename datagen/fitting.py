@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from datagen.datasets import AnnotatedImages, data_digest
+from datagen.evaluation.apart import pixel_hash
 from datagen.files import read_json, write_json
 from datagen.fit_plan import FitPlan, PerceiverSettings, load_fit_plan
 from datagen.inspection import oddities
@@ -108,7 +109,10 @@ def fit_from_plan(
         if launcher.rank == 0:
             _forget_others(folder, identity)
             write_json(folder / _FIT_FILE, identity)
-            for warning in oddities(data):
+            if validation is not None:
+                _check_unseen(validation, data)
+            gaps = any(options.get("validity") == 0 for options in checked.tasks.values())
+            for warning in oddities(data, gaps=gaps):
                 console.print(f"warning: {warning}", markup=False)
         launcher.barrier()
         reader = _fit(checked, model, data, taxonomy, folder, console, launcher)
@@ -216,6 +220,18 @@ def _check_validation(data: AnnotatedImages, validation: AnnotatedImages | None)
         raise UserError(
             f"validation has the classes {list(validation.taxonomy.names)}, expected those of data in the same order: "
             f"{list(data.taxonomy.names)}; give both the same classes"
+        )
+
+
+def _check_unseen(validation: AnnotatedImages, data: AnnotatedImages) -> None:
+    """By the pixels, as one picture may have two names."""
+    seen = {pixel_hash(picture): picture.name for picture in data}
+    shared = [(picture.name, seen[found]) for picture in validation if (found := pixel_hash(picture)) in seen]
+    if shared:
+        raise UserError(
+            f"{len(shared)} of {len(validation)} pictures of `validation` are also in `data`, first {shared[0][0]} "
+            f"(there {shared[0][1]}); a reader must not have seen what it is measured on: choose others. What "
+            "`validation` leaves out is as in `data`"
         )
 
 

@@ -120,7 +120,7 @@ class Inspection:
             self.implausible.append(f"{name}: half of it nearer than {middle:.2f} m")
         return True
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self, *, gaps: bool = False) -> Iterator[str]:
         """Each with what it is about and what to do."""
         absent = [name for name, count in zip(self.taxonomy.names, self.classes, strict=True) if not count.pictures]
         if absent and self.labels.keys() & {"semantic", "instances"}:
@@ -142,7 +142,7 @@ class Inspection:
             if pictures:
                 more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
                 yield what.format("; ".join(pictures[:_NAMED]) + more)
-        if self.depth_pixels and self._measured < _SPARSE:
+        if self.depth_pixels and self._measured < _SPARSE and not gaps:
             yield (
                 f"depth is known of {self._measured:.1%} of the pixels only: where the others are gaps of a sensor, "
                 "set `depth: {validity: 0}` among the tasks, or a reader learns that there is none"
@@ -209,15 +209,18 @@ def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspect
     return found
 
 
-def oddities(data: AnnotatedImages) -> list[str]:
+def oddities(data: AnnotatedImages, *, gaps: bool = False) -> list[str]:
     """What is odd about pictures that somebody annotated; of made ones, which know their digest, all is well.
+
+    Args:
+        gaps: who asks knows already that unknown depths are gaps.
 
     Raises:
         UserError: as `inspect`.
     """
     if getattr(data, "digest", None) is not None:
         return []
-    return list(inspect(data, console=Console(quiet=True)).warnings())
+    return list(inspect(data, console=Console(quiet=True)).warnings(gaps=gaps))
 
 
 def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, AnnotatedImages]:

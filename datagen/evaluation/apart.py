@@ -50,7 +50,7 @@ def survey(data: AnnotatedImages, *, folder: Path, console: Console) -> Survey:
         shown: dict[str, set[int]] = {}
         with meter("compare", console=console) as tick:
             for index, picture in enumerate(data):
-                hashes[data.names[index]] = _hash(picture)
+                hashes[data.names[index]] = pixel_hash(picture)
                 labels.update(list(picture.labels))
                 for name, label in picture.labels.items():
                     if _says_anything(label):
@@ -69,7 +69,8 @@ def _says_anything(label: Label) -> bool:
     return bool(label.valid.any())
 
 
-def _hash(picture: AnnotatedImage) -> str:
+def pixel_hash(picture: AnnotatedImage) -> str:
+    """What a picture is known by, whatever its file is called."""
     return hashlib.sha256(repr(picture.image.shape).encode() + picture.image.tobytes()).hexdigest()
 
 

@@ -110,7 +110,7 @@ class Segmenter:
         from decoders.tasks.depth import DepthScore
         from decoders.tasks.semantic import SemanticScore
 
-        scores: dict[str, Score] = {"semantic": SemanticScore(self._taxonomy), "depth": DepthScore()}
+        scores: dict[str, Score] = {"semantic": SemanticScore(self._taxonomy), "depth": DepthScore(gaps=True)}
         return {name: scores[name] for name in self.labels}
 
 

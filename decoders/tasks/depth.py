@@ -152,7 +152,7 @@ class Depth(Task[Tensor]):
         return metric_depth(torch.where(valid, meters, 0.0).cpu().numpy(), confidence.cpu().numpy())
 
     def score(self) -> Score:
-        return DepthScore()
+        return DepthScore(gaps=not self.validity)
 
 
 def _close(spread: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
@@ -166,14 +166,19 @@ class DepthScore:
     They cover the pixels that have a true depth; where the reader found none it answered 0 m and is scored so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, gaps: bool = False) -> None:
+        """
+        Args:
+            gaps: pixels without a true depth were not measured, so that no answer there is right or wrong.
+        """
+        self._gaps = gaps
         self._rows: list[dict[str, float]] = []
         self.reliability = Reliability()
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _depth(found), _depth(truth)
-        row = {"validity_accuracy": float((found.valid == truth.valid).mean())}
         right = found.valid == truth.valid
+        row = {} if self._gaps else {"validity_accuracy": float(right.mean())}
         if truth.valid.any():
             true_m, found_m = (label.values[truth.valid, 0].astype(np.float64) for label in (truth, found))
             ratio = np.maximum(true_m, found_m) / np.minimum(true_m, found_m).clip(min=1e-9)
@@ -181,12 +186,13 @@ class DepthScore:
             row["rmse_m"] = float(np.sqrt(np.square(found_m - true_m).mean()))
             row["delta1"] = float((ratio < _CLOSE_RATIO).mean())
             right[truth.valid] = ratio < _CLOSE_RATIO
-        self.reliability.add(found.confidence.ravel(), right.ravel())
+        asked = truth.valid if self._gaps else np.ones_like(truth.valid)
+        self.reliability.add(found.confidence[asked], right[asked])
         self._rows.append(row)
 
     def result(self) -> dict[str, float]:
-        """`absrel`, `rmse_m`, `delta1`, `validity_accuracy`: the share of pixels rightly given or refused a depth; and
-        the expected calibration error `ece` of the confidence.
+        """`absrel`, `rmse_m`, `delta1`, where it can be told `validity_accuracy`: the share of pixels rightly given or
+        refused a depth; and the expected calibration error `ece` of the confidence.
         """
         names = ("absrel", "rmse_m", "delta1", "validity_accuracy")
         columns = {name: [row[name] for row in self._rows if name in row] for name in names}

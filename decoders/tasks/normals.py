@@ -118,7 +118,7 @@ class Normals(Task[Tensor]):
         return surface_normals(vectors.cpu().numpy(), confidence.cpu().numpy())
 
     def score(self) -> Score:
-        return NormalsScore()
+        return NormalsScore(gaps=not self.validity)
 
 
 def _close(k: Float[Tensor, "*pixels"]) -> Float[Tensor, "*pixels"]:
@@ -134,7 +134,12 @@ def _unlikelihood(angle: Float[Tensor, "*pixels"], k: Float[Tensor, "*pixels"]) 
 class NormalsScore:
     """Angles between true and found directions, over all pixels that have a true one; none found counts as 90."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gaps: bool = False) -> None:
+        """
+        Args:
+            gaps: pixels without a true direction were not measured, so that no answer there is right or wrong.
+        """
+        self._gaps = gaps
         self._sum = 0.0
         self._count = 0
         self._within = np.zeros(3, np.int64)
@@ -144,7 +149,8 @@ class NormalsScore:
         found, truth = _normals(found), _normals(truth)
         cosine = (found.values * truth.values).sum(axis=-1)
         right = np.where(truth.valid & found.valid, cosine > math.cos(_CLOSE), found.valid == truth.valid)
-        self.reliability.add(found.confidence.ravel(), right.ravel())
+        asked = truth.valid if self._gaps else np.ones_like(truth.valid)
+        self.reliability.add(found.confidence[asked], right[asked])
         degrees = np.degrees(np.arccos(cosine[truth.valid].clip(-1, 1).astype(np.float64)))
         self._sum += float(degrees.sum())
         self._count += degrees.size

@@ -111,7 +111,7 @@ class RelativeDepth(Task[Tensor]):
         )
 
     def score(self) -> Score:
-        return RelativeDepthScore()
+        return RelativeDepthScore(gaps=not self.validity)
 
 
 class RelativeDepthScore:
@@ -124,12 +124,17 @@ class RelativeDepthScore:
     reliability = None
     """An error without a unit is neither right nor wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gaps: bool = False) -> None:
+        """
+        Args:
+            gaps: pixels without a true depth were not measured, so that no answer there is right or wrong.
+        """
+        self._gaps = gaps
         self._rows: list[dict[str, float]] = []
 
     def add(self, found: Label, truth: Label) -> None:
         found, truth = _depth(found), _depth(truth)
-        row = {"validity_accuracy": float((found.valid == truth.valid).mean())}
+        row = {} if self._gaps else {"validity_accuracy": float((found.valid == truth.valid).mean())}
         self._rows.append(row)
         if truth.valid.sum() < _FEWEST_PIXELS:
             return
@@ -149,7 +154,7 @@ class RelativeDepthScore:
 
     def result(self) -> dict[str, float]:
         """`deviation`, the error as a share of the truth's own mean deviation; with metric truth `absrel` and `delta1`;
-        and `validity_accuracy`, the share of pixels rightly given or refused a depth.
+        and `validity_accuracy`, the share of pixels rightly given or refused a depth, where that can be told.
         """
         names = ("deviation", "absrel", "delta1", "validity_accuracy")
         columns = {name: [row[name] for row in self._rows if name in row] for name in names}

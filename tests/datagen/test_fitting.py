@@ -165,6 +165,7 @@ def test_validation_is_as_data_where_it_says_nothing(plan: Path):
         ("model.source=nowhere", r"model nowhere: found no such folder"),
         ("data.root=nowhere", r"folder of pictures not found: nowhere"),
         ("data.classes=[road, car, sky, bus]", r"validation has the classes"),
+        ("validation={first: 2}", r"2 of 2 pictures of `validation` are also in `data`, first .*must not have seen"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(override: str, told: str, plan: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from decoders.class_losses import class_loss
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.features import FeatureSpec
-from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map
+from decoders.labels import DenseMap, InstanceSet, Label, Taxonomy, metric_depth, semantic_map, surface_normals
 from decoders.settings import DecoderSettings
 from decoders.tasks import ENTRY_POINTS, Task, build_task, find_task, picture_of, task_names
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
@@ -337,6 +337,27 @@ def test_infinite_depth_marked_valid_is_refused():
     label.values[0, 0] = np.inf
     with pytest.raises(UserError, match="must be finite"):
         _task("depth").target(label)
+
+
+@pytest.mark.parametrize("name", ["depth", "relative_depth", "normals"])
+def test_where_gaps_were_not_measured_nothing_is_said_of_them(name: str):
+    meters = np.tile(np.linspace(5, 20, 16, dtype=np.float32), (16, 1))
+    gaps = meters.copy()
+    gaps[::2] = np.inf
+    if name == "normals":
+        everywhere = np.ones((16, 16, 3), np.float32)
+        found, truth = (surface_normals(everywhere * np.isfinite(each)[..., None]) for each in (meters, gaps))
+    else:
+        found, truth = metric_depth(meters), metric_depth(gaps)
+    scores = {validity: _task(name, validity=validity).score() for validity in (0.0, 0.25)}
+    for score in scores.values():
+        score.add(found, truth)
+    assert "validity_accuracy" not in scores[0.0].result()
+    if name != "normals":
+        assert scores[0.25].result()["validity_accuracy"] == 0.5
+    if name != "relative_depth":
+        assert scores[0.0].result()["ece"] == pytest.approx(0, abs=1e-6)
+        assert scores[0.25].result()["ece"] == pytest.approx(0.5)
 
 
 def test_depth_score_counts_as_by_hand():
