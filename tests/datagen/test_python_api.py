@@ -1,9 +1,11 @@
 """What is shipped, used from Python: the README's own example, word for word but for its numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datagen.controls import Control
 from datagen.datasets.pocket_scenes import PocketScenes
@@ -24,8 +26,10 @@ README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
-def test_the_readmes_example_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    reader = fit_reader(
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has learned next to nothing."""
+    fitted = fit_reader(
         UnetPerceiver(Model(ModelReference(source=POCKET)).checkpoint, phrases=world.TAXONOMY.phrases),
         PocketScenes(count=2),
         world.TAXONOMY,
@@ -34,16 +38,38 @@ def test_the_readmes_example_makes_a_dataset(tmp_path: Path, capsys: pytest.Capt
         decoder=DecoderSettings(width=8, fine_width=8),
         on_progress=lambda _: None,
     )
-    reader.save(tmp_path / "reader", model={"source": POCKET})
-    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    folder = tmp_path_factory.mktemp("reader")
+    fitted.save(folder, model={"source": POCKET})
+    return folder
+
+
+def example(number: int) -> str:
+    """Of the README's pieces of Python."""
+    return README.read_text(encoding="utf-8").split("```python\n")[number].split("```")[0]
+
+
+def test_the_readmes_example_reads_a_picture(reader: Path, tmp_path: Path):
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.jpg")
+    code = example(2)
+    for said, meant in (("runs/demo/reader", reader), ("photo.jpg", tmp_path / "photo.jpg")):
+        assert code.count(said) == 1, said
+        code = code.replace(said, str(meant))
+    found: dict[str, Any] = {"Path": Path}  # which the first piece has imported
+    exec(compile(code, str(README), "exec"), found)
+    assert found["ids"].shape == found["confidence"].shape == (48, 64)
+    assert found["name"] in world.TAXONOMY.names
+
+
+def test_the_readmes_example_makes_a_dataset(reader: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code = example(1)
     for said, small in (
-        ('Path("runs/demo/reader")', repr(tmp_path / "reader")),
+        ('Path("runs/demo/reader")', repr(reader)),
         ('Path("runs/mine")', repr(tmp_path / "run")),
         ('Path("datasets/mine")', repr(tmp_path / "dataset")),
         ("target=16", "target=2, shard_size=2, batch_size=2"),
         ("accepted(16)", "accepted(2)"),
         ("steps=25", "steps=2"),
-        ('wants=("car",)', "wants=()"),  # this reader has learned next to nothing
+        ('wants=("car",)', "wants=()"),  # the reader finds none
     ):
         assert code.count(said) == 1, said
         code = code.replace(said, small.replace("PosixPath", "Path"))
