@@ -184,6 +184,20 @@ def test_a_noisy_map_has_no_more_parts_than_count():
     assert columns.mean() < 80, "the surest are kept"
 
 
+def test_objects_of_a_large_photograph_are_told_apart_at_a_smaller_size(monkeypatch: pytest.MonkeyPatch):
+    asked = task()
+    output = sighted(query=0.9, part=0.7)
+    (whole,) = asked.read(output, (192, 320))
+    monkeypatch.setattr("decoders.tasks.instances._LARGEST_PX", 64 * 107)
+    (found,) = asked.read(output, (192, 320))
+    assert isinstance(whole, InstanceSet)
+    assert isinstance(found, InstanceSet)
+    assert found.masks.shape == whole.masks.shape == (1, 192, 320)
+    assert (found.masks & whole.masks).sum() > 0.95 * (found.masks | whole.masks).sum()
+    assert found.category_ids.tolist() == whole.category_ids.tolist()
+    np.testing.assert_allclose(found.scores, whole.scores, atol=0.02)
+
+
 def test_what_is_left_of_a_cropped_object_teaches_nothing():
     assert not task().target(objects((2, box(0, 0, 1, 3)))).any()
 
