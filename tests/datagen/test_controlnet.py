@@ -372,19 +372,17 @@ def test_fusion_draws_each_window_for_what_it_shows(
     np.testing.assert_array_equal(drawn(everywhere), drawn(everywhere, tile_prompts=False))
 
 
-def test_each_window_of_xl_is_told_where_it_is(
-    pipelines: Mapping[str, Path], controls: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
-):
+def test_each_window_of_xl_is_told_where_it_is(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
     """Else it takes each for a picture of its own, of the size of the whole."""
     told = set[tuple[int, ...]]()
-    draws = generator(pipelines["xl"], control(controls["xl"]), fusion=Fusion(tile=32, overlap=0.2, keep_above=1.0))
-    look = ControlledUnet._look
+    model = Model(ModelReference(source=str(pipelines["xl"])))
 
-    def noting(self: ControlledUnet, sample: Any, timestep: Any, context: Any, added: Any, *more: Any) -> Any:
-        told.update(tuple(map(int, row)) for row in added["time_ids"].tolist())
-        return look(self, sample, timestep, context, added, *more)
+    def note(_module: Any, _given: Any, named: dict[str, Any]) -> None:
+        told.update(tuple(map(int, row)) for row in named["added_cond_kwargs"]["time_ids"].tolist())
 
-    monkeypatch.setattr(ControlledUnet, "_look", noting)
+    model.checkpoint.unet.register_forward_pre_hook(note, with_kwargs=True)
+    fusion = Fusion(tile=32, overlap=0.2, keep_above=1.0)
+    draws = Controlnet(controls=(control(controls["xl"]),), steps=STEPS, model=model, taxonomy=TAXONOMY, fusion=fusion)
     draws.render(RECIPES[:1])
     height, width = 2 * SIZE[0], 2 * SIZE[1]
     whole = {row for row in told if row[4:] != (32, 32)}
