@@ -147,9 +147,24 @@ def test_validation_is_as_data_where_it_says_nothing(plan: Path):
     assert load_fit_plan(plan, ["validation=null"]).validation is None
 
 
+@pytest.mark.parametrize("tasks", ["[semantic, instances]", "{semantic: , instances: null}"])
+def test_a_task_that_is_only_named_has_the_default_options(tasks: str, plan: Path):
+    assert load_fit_plan(plan, [f"tasks={tasks}"]).tasks == {"semantic": {}, "instances": {}}
+    asked = load_fit_plan(plan, [f"tasks={tasks}", "tasks.instances.queries=100"])
+    assert asked.tasks == {"semantic": {}, "instances": {"queries": 100}}
+
+
+def test_validation_by_name_is_not_chosen_by_the_rule_of_data(plan: Path):
+    checked = load_fit_plan(plan, ["data.first=2", 'validation.names=["foto 2é"]'])
+    assert checked.validation is not None
+    assert checked.validation.build().names == ("foto 2é",)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("tasks=[semantic, {instances: {queries: 100}}]", r"tasks: found .*, expected a mapping"),
+        ("perceiver.noises.0=2", r"perceiver.noises is not in the plan, so it has no entry 0"),
         ("fit.update=3", r"fit.update: unknown key; did you mean 'updates'\?"),
         ("fit.augmentation.zooom=3", r"fit.augmentation.zooom: unknown key; did you mean 'zoom'\?"),
         ("fit.updates=many", r"fit.updates: found 'many', expected a valid integer"),
