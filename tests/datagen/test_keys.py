@@ -20,7 +20,7 @@ PARTS = [
     ("labellers", "decoded", {"reader": "readers/a"}),
     ("filters", "confidence", {}),
     ("exporters", "coco", {}),
-    ("datasets", "label_folder", {"root": "photos", "classes": ["road"]}),
+    ("datasets", "label_folder", {"root": "photos"}),
     ("students", "segmenter", {}),
 ]
 
