@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from datagen.model import ModelSettings
@@ -79,7 +79,7 @@ class FitPlan(Settings):
     """Whose activations are read."""
     perceiver: PerceiverSettings = PerceiverSettings()
     """What of the model is read; `datagen probe` finds out what is best."""
-    tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], MinLen(1), BeforeValidator(_with_options)]
     """Task name -> options: what the reader learns to say (datagen keys tasks); a list of names where the options are
     the defaults."""
     decoder: Annotated[

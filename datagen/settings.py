@@ -49,8 +49,8 @@ _IN_YAML: Mapping[str, str] = MappingProxyType(
         "tuple_type": "a list",
         "string_type": "text",
         "bool_type": "true or false",
-        "too_short": "at least {min_length} entries",
-        "too_long": "at most {max_length} entries",
+        "too_short": "{min_length} or more entries",
+        "too_long": "{max_length} or fewer entries",
     }
 )
 """What was expected, where pydantic's own words are those of JSON or Python."""
