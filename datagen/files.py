@@ -113,7 +113,8 @@ def read_label_png(path: Path) -> UInt8[np.ndarray, "height width"] | UInt16[np.
     """Label ids as the file holds them: palette files give the index and never the colour, 16-bit grey stays 16-bit.
 
     Raises:
-        UserError: the file is missing, cut short, of colours instead of ids, or of a format that blends ids.
+        UserError: the file is missing, cut short, of colours or floating-point numbers instead of ids, or of a format
+            that blends ids.
     """
     with _pillow(path, "label file") as image:
         if image.format not in _LOSSLESS:
@@ -121,8 +122,13 @@ def read_label_png(path: Path) -> UInt8[np.ndarray, "height width"] | UInt16[np.
                 f"label file {path} is {image.format}, expected a lossless format ({', '.join(_LOSSLESS)}); "
                 "lossy compression mixes ids: write the labels as PNG"
             )
+        if image.mode == "F":
+            raise UserError(
+                f"label file {path} is a picture of floating-point numbers, expected whole ones; write these numbers "
+                "as an NPY array (numpy.save), or whole steps of them as a 16-bit PNG"
+            )
         values: np.ndarray = np.array(image)
-        if values.ndim != 2 or image.mode in ("F", "LA", "PA"):
+        if values.ndim != 2 or image.mode in ("LA", "PA"):
             raise UserError(
                 f"label file {path} holds colours (mode {image.mode}), expected one id per pixel (grey or palette); "
                 "turn each colour into its label id and write a grey PNG"

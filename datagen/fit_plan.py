@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part, settings_model
-from datagen.settings import Settings, check, filled_like, read_settings
+from datagen.settings import Settings, check, check_plan, filled_like, read_settings
 from decoders.errors import UserError
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 
@@ -35,7 +35,12 @@ def _if_any(settings: ReadSettings) -> Any:
 
 
 def _with_options(values: Any) -> Any:
-    return {name: {} for name in values} if isinstance(values, list) else values
+    """Tasks by name; one that is only named has the default options."""
+    if isinstance(values, list) and all(isinstance(name, str) for name in cast("list[Any]", values)):
+        values = dict.fromkeys(cast("list[str]", values))
+    if not isinstance(values, dict):
+        return values
+    return {name: {} if options is None else options for name, options in cast("dict[str, Any]", values).items()}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -74,7 +79,7 @@ class FitPlan(Settings):
     """Whose activations are read."""
     perceiver: PerceiverSettings = PerceiverSettings()
     """What of the model is read; `datagen probe` finds out what is best."""
-    tasks: Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_with_options)]
+    tasks: Annotated[Mapping[str, Mapping[str, Any]], MinLen(1), BeforeValidator(_with_options)]
     """Task name -> options: what the reader learns to say (datagen keys tasks); a list of names where the options are
     the defaults."""
     decoder: Annotated[
@@ -101,4 +106,4 @@ def load_fit_plan(path: Path, overrides: Iterable[str] = ()) -> FitPlan:
     Raises:
         UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
     """
-    return check(FitPlan, filled_like(read_settings(path, overrides), "validation", "data"))
+    return check_plan(FitPlan, filled_like(read_settings(path, overrides), "validation", "data"), path)

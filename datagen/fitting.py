@@ -1,6 +1,6 @@
 """The verb `fit`: from a plan to a saved reader, and what it is worth on pictures that it never saw."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from datagen.readers import open_reader
 from datagen.settings import check_classes
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
-from decoders.manifest import FORMAT, MANIFEST_FILE
+from decoders.manifest import FORMAT, MANIFEST_FILE, ReaderManifest
 
 if TYPE_CHECKING:
     import decoders.features
@@ -47,20 +47,29 @@ class FitSummary:
     """Measured on so many."""
     scores: Scores
     """Empty without a validation set."""
+    held_out: int
+    """Pictures that the fit did not learn from, but chose its step by."""
+    held_out_scores: Scores
+    """Of that step on those pictures, at the size of the fit; empty with a validation set."""
     calibration: Mapping[str, tuple[float, float]]
     """Task -> expected calibration error on the pictures held out of the fit, before and after tuning; not of a reader
     that was there."""
 
     def __str__(self) -> str:
         lines = [f"reader: {self.reader}" + (" (fitted before, kept)" if self.was_there else "")]
-        for task, figures in self.scores.items():
-            lines.append(f"{task}, on {self.pictures} pictures it never saw:")
-            lines += [f"  {name:32}{value:8.3f}" for name, value in figures.items()]
+        lines += _table(self.scores, f"on {self.pictures} pictures it never saw")
+        lines += _table(self.held_out_scores, f"on {self.held_out} pictures held out of the fit, which chose the step")
         lines += [
             f"{task}: calibration error {before:.3f}, {after:.3f} after tuning, on the pictures held out"
             for task, (before, after) in self.calibration.items()
         ]
         return "\n".join(lines)
+
+
+def _table(scores: Scores, where: str) -> Iterator[str]:
+    for task, figures in scores.items():
+        yield f"{task}, {where}:"
+        yield from (f"  {name:32}{value:8.3f}" for name, value in figures.items())
 
 
 def fit_from_plan(
@@ -100,6 +109,9 @@ def fit_from_plan(
     validation: AnnotatedImages | None = checked.validation.build() if checked.validation else None
     _check_validation(data, validation)
     model = Model(checked.model.reference(), device=lambda: launcher.device)
+    if not (folder / MANIFEST_FILE).exists():
+        _check_free(folder)
+        _check_fit(checked, model, data, taxonomy)
     identity = launcher.agree(_identity(checked, model, data) if launcher.rank == 0 else {})
     was_there = _is_there(folder, identity)
     launcher.barrier()
@@ -117,7 +129,8 @@ def fit_from_plan(
         launcher.barrier()
         reader = _fit(checked, model, data, taxonomy, folder, console, launcher)
     scores: Scores = {}
-    calibration = {} if was_there or reader is None else reader.manifest.report["calibration"]
+    report = (reader.manifest if reader else ReaderManifest.read(folder)).report
+    calibration = {} if was_there else report["calibration"]
     if reader is not None and validation is not None and launcher.rank == 0:
         with meter("measure", console=console) as tick:
             scores = reader.evaluate(Counted(validation, tick))
@@ -127,8 +140,15 @@ def fit_from_plan(
         was_there=was_there,
         pictures=len(validation or ()),
         scores=scores,
+        held_out=len(report["held_out"]),
+        held_out_scores={} if validation else _scores_of_kept(report),
         calibration={task: (found["ece_before"], found["ece_after"]) for task, found in calibration.items()},
     )
+
+
+def _scores_of_kept(report: Mapping[str, Any]) -> Scores:
+    """What the kept step of a fit was chosen by."""
+    return next(point["scores"] for point in report["points"] if point["step"] == report["best_step"])
 
 
 def _fit(
@@ -164,10 +184,7 @@ def fit_decoder(
     from decoders.cache import FitProgress
     from decoders.peers import ALONE
     from decoders.reader import fit_reader
-    from decoders.tasks import find_task
 
-    for task in plan.tasks:
-        find_task(task)
     perceiver = _perceiver_of(plan.perceiver, model, taxonomy)
     with meter("views", console=console) as seen, meter("fit", console=console) as fitted:
 
@@ -188,6 +205,27 @@ def fit_decoder(
             on_progress=tell,
             peers=peers or ALONE,
         )
+
+
+def check_tasks(plan: FitPlan) -> None:
+    """Refuse what can be seen to be wrong with the tasks before a model is loaded.
+
+    Raises:
+        UserError: unknown task or option, or an option of the wrong type.
+    """
+    from decoders.tasks import checked_options
+
+    for task, options in plan.tasks.items():
+        checked_options(task, options)
+
+
+def _check_fit(plan: FitPlan, model: Model, data: AnnotatedImages, taxonomy: Taxonomy) -> None:
+    """Refuse what the model and one picture show to be wrong: a look at all of them may take long."""
+    from decoders.training import check_fit
+
+    check_tasks(plan)
+    perceiver = _perceiver_of(plan.perceiver, model, taxonomy)
+    check_fit(perceiver, data[0], taxonomy, plan.tasks, plan.fit, decoder_settings=plan.decoder)
 
 
 def _perceiver_of(settings: PerceiverSettings, model: Model, taxonomy: Taxonomy) -> "decoders.features.Perceiver":
@@ -245,18 +283,22 @@ def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, A
     }
 
 
+def _check_free(folder: Path) -> None:
+    """Refuse a folder without a reader that holds something else."""
+    others = [path.name for path in folder.glob("*") if path.name != _FIT_FILE and not path.name.startswith(".")]
+    if others:
+        raise UserError(
+            f"{folder} holds {sorted(others)[0]} and other things, but no reader; choose another folder with --to"
+        )
+
+
 def _is_there(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds the reader that the plan would make.
 
     Raises:
-        UserError: it holds another one, or something else.
+        UserError: it holds another one.
     """
     if not (folder / MANIFEST_FILE).exists():
-        others = [path.name for path in folder.glob("*") if path.name != _FIT_FILE and not path.name.startswith(".")]
-        if others:
-            raise UserError(
-                f"{folder} holds {sorted(others)[0]} and other things, but no reader; choose another folder with --to"
-            )
         return False
     if not (folder / _FIT_FILE).exists():
         raise UserError(f"{folder} holds a reader that no plan made; choose another folder with --to")

@@ -19,6 +19,7 @@ from decoders.errors import UserError
 from decoders.files import write_atomic
 from decoders.labels import CATEGORY, METRIC_DEPTH_STORAGE, AnnotatedImage, DenseMap, InstanceSet, Taxonomy
 
+_EXPECTED = "give a COCO dataset of ours, or a plan whose `data:` says how your own files are laid out"
 _NAMED = 5
 """Pictures or objects listed in a warning."""
 _SPARSE = 0.5
@@ -123,7 +124,7 @@ class Inspection:
     def warnings(self, *, gaps: bool = False) -> Iterator[str]:
         """Each with what it is about and what to do."""
         absent = [name for name, count in zip(self.taxonomy.names, self.classes, strict=True) if not count.pictures]
-        if absent and self.labels.keys() & {"semantic", "instances"}:
+        if absent and self._shows_classes:
             yield (
                 f"no example of {', '.join(absent)}: a reader cannot learn them; annotate one, or take them out of the "
                 "classes"
@@ -149,6 +150,10 @@ class Inspection:
             )
 
     @property
+    def _shows_classes(self) -> bool:
+        return bool(self.labels.keys() & {"semantic", "instances"})
+
+    @property
     def _measured(self) -> float:
         return self.measured_pixels / self.depth_pixels
 
@@ -160,14 +165,8 @@ class Inspection:
             "labels: " + (", ".join(f"{name} ({count})" for name, count in sorted(self.labels.items())) or "none"),
         ]
         known = sum(count.pixels for count in self.classes)
-        lines.append(f"{'id':>5}  {'class':24}{'kind':8}{'pictures':>9}{'pixels':>9}{'objects':>9}")
-        for category_id, name, thing, count in zip(
-            self.taxonomy.category_ids, self.taxonomy.names, self.taxonomy.is_thing, self.classes, strict=True
-        ):
-            share = f"{count.pixels / known:.2%}" if known else "-"
-            objects = str(count.objects) if thing and self.labels["instances"] else "-"
-            kind = "thing" if thing else "stuff"
-            lines.append(f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}")
+        if self._shows_classes:
+            lines += self._table(known)
         if known:
             lines.append(f"void: {self.void_pixels / (known + self.void_pixels):.2%} of the pixels")
         if self.most_objects:
@@ -184,6 +183,17 @@ class Inspection:
                 f"{self._measured:.1%} of the pixels"
             )
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings())])
+
+    def _table(self, known: int) -> Iterator[str]:
+        """What there is of each class, with its share of the `known` pixels."""
+        yield f"{'id':>5}  {'class':24}{'kind':8}{'pictures':>9}{'pixels':>9}{'objects':>9}"
+        for category_id, name, thing, count in zip(
+            self.taxonomy.category_ids, self.taxonomy.names, self.taxonomy.is_thing, self.classes, strict=True
+        ):
+            share = f"{count.pixels / known:.2%}" if known else "-"
+            objects = str(count.objects) if thing and self.labels["instances"] else "-"
+            kind = "thing" if thing else "stuff"
+            yield f"{category_id:>5}  {name:24}{kind:8}{count.pictures:>9}{share:>9}{objects:>9}"
 
 
 def _largest_overlap(masks: Bool[np.ndarray, "objects height width"]) -> tuple[int, int, int] | None:
@@ -227,13 +237,17 @@ def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, Anno
     """The datasets that a plan of `datagen fit` names (`data` and `validation`), or the one in a COCO folder.
 
     Raises:
-        UserError: it is neither, or its settings are wrong.
+        UserError: it is neither, its settings are wrong, or there are overrides and no plan.
     """
+    if path.suffix.lower() == ".json":
+        raise UserError(f"{path} is a JSON file; {_EXPECTED}, as `data: {{format: coco, root: FOLDER}}`")
     if path.is_dir():
         if not (path / ANNOTATIONS).is_file():
+            raise UserError(f"{path} holds no {ANNOTATIONS}; {_EXPECTED}")
+        if overrides:
             raise UserError(
-                f"{path} holds no {ANNOTATIONS}; give a COCO dataset of ours, or a plan whose `data:` "
-                "says how your own files are laid out"
+                f"--set {overrides[0]} changes a key of a plan, and {path} is a dataset; leave it out, or give a plan "
+                "whose `data:` names this dataset"
             )
         return {"data": Coco(root=path)}
     from datagen.fit_plan import load_fit_plan

@@ -8,7 +8,6 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
@@ -18,20 +17,10 @@ from docstring_parser import DocstringStyle, parse, parse_from_object
 from pydantic import BaseModel
 
 from datagen.plugins import GIVEN, Group, OneOf, Part, find, kinds, settings_model, word_for_kind
-from datagen.settings import listed, nearest
+from datagen.settings import PLANS, listed, nearest, plan_class
 from decoders.errors import UserError
 from decoders.tasks import find_task, task_names
 
-PLANS: Mapping[str, str] = MappingProxyType(
-    {
-        "generate": "datagen.plan:GeneratePlan",
-        "fit": "datagen.fit_plan:FitPlan",
-        "adapt": "datagen.adaptation.adapt_plan:AdaptPlan",
-        "control": "datagen.adaptation.control_plan:ControlPlan",
-        "evaluate": "datagen.evaluation.evaluate_plan:EvaluatePlan",
-    }
-)
-"""Verb -> the class of its plan."""
 TASKS = "tasks"
 _WIDTH = 110
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w ./-]*")
@@ -94,8 +83,7 @@ def keys(topic: str, kind: str | None = None) -> list[Key]:
     if topic in PLANS:
         if kind is not None:
             raise UserError(f"a plan of {topic} has no kinds, found {kind!r}; leave it out")
-        module, name = PLANS[topic].split(":")
-        return list(_keys(getattr(import_module(module), name), {}))
+        return list(_keys(plan_class(topic), {}))
     kind = kind or ""
     _require(kind, _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
     factory = _factory(topic, kind)

@@ -16,7 +16,7 @@ from datagen.generators import Generator
 from datagen.labellers import Labeller
 from datagen.model import Model, ModelSettings
 from datagen.plugins import Group, OneOf, Part, choose_part
-from datagen.settings import Settings, check, read_settings
+from datagen.settings import Settings, check_plan, read_settings
 from datagen.sources import Source
 from decoders.errors import UserError
 
@@ -104,7 +104,7 @@ def load_plan(path: Path, overrides: Iterable[str] = ()) -> GeneratePlan:
     Raises:
         UserError: names each wrong key or value in full, what was expected and, for unknown ones, the nearest known.
     """
-    plan = check(GeneratePlan, read_settings(path, overrides))
+    plan = check_plan(GeneratePlan, read_settings(path, overrides), path)
     times = Counter(part.kind for part in plan.exports)
     if doubled := sorted(kind for kind in times if times[kind] > 1):
         raise UserError(

@@ -11,7 +11,7 @@ from rich.console import Console
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import json_bytes, read_json, write_json
 from datagen.fit_plan import FitPlan, load_fit_plan
-from datagen.fitting import fit_decoder, with_phrases
+from datagen.fitting import check_tasks, fit_decoder, with_phrases
 from datagen.meter import console_of, meter
 from datagen.model import Model
 from datagen.sheet import spread
@@ -96,6 +96,7 @@ def probe_from_plan(
     from decoders import probing
 
     checked = load_fit_plan(plan, overrides)
+    check_tasks(checked)
     console = console_of(0, console)
     data: AnnotatedImages = checked.data.build()
     model = Model(checked.model.reference())

@@ -3,8 +3,10 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -29,6 +31,29 @@ class Settings(BaseModel):
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
+PLANS: Mapping[str, str] = MappingProxyType(
+    {
+        "generate": "datagen.plan:GeneratePlan",
+        "fit": "datagen.fit_plan:FitPlan",
+        "adapt": "datagen.adaptation.adapt_plan:AdaptPlan",
+        "control": "datagen.adaptation.control_plan:ControlPlan",
+        "evaluate": "datagen.evaluation.evaluate_plan:EvaluatePlan",
+    }
+)
+"""Verb -> the class of its plan."""
+_IN_YAML: Mapping[str, str] = MappingProxyType(
+    {
+        "dict_type": "a mapping",
+        "model_type": "a mapping",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "string_type": "text",
+        "bool_type": "true or false",
+        "too_short": "{min_length} or more entries",
+        "too_long": "{max_length} or fewer entries",
+    }
+)
+"""What was expected, where pydantic's own words are those of JSON or Python."""
 _TEXT = "tag:yaml.org,2002:str"
 _INTEGER = "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -61,7 +86,8 @@ _Loader.add_implicit_resolver(
 def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The keys of a YAML file, with each override `key.sub=value` put in place; numbers in a key count entries from 0.
 
-    Keys are not checked here: that is `check`'s task, which then also sees what the overrides brought.
+    Of what a run says about itself, they are those of the plan that it was made by. Keys are not checked here: that is
+    `check`'s task, which then also sees what the overrides brought.
 
     Raises:
         UserError: the file is missing or no YAML mapping (names the line), or an override cannot be applied.
@@ -74,6 +100,8 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     settings = _parse(text, f"plan {path}")
     if not isinstance(settings, dict):
         raise UserError(f"plan {path} holds {_kind(settings)}, expected `key: value` lines")
+    if "digest" in settings and isinstance(settings.get("plan"), dict):  # written by datagen.runs
+        settings = settings["plan"]
     for override in overrides:
         _override(settings, override)
     return settings
@@ -103,8 +131,9 @@ def _override(settings: dict[str, Any], override: str) -> None:
         if isinstance(place, dict):
             if last:
                 place[step] = value
-            else:  # a key that is not there yet may be an optional one; `check` refuses it if it is unknown
-                place = place.setdefault(step, {})
+            else:
+                place[step] = _opened(place.get(step), steps[depth + 1], key=key, so_far=so_far)
+                place = place[step]
         elif isinstance(place, list):
             if not step.isdecimal() or int(step) >= len(place):
                 count = len(place)
@@ -113,10 +142,61 @@ def _override(settings: dict[str, Any], override: str) -> None:
             if last:
                 place[int(step)] = value
             else:
+                place[int(step)] = _opened(place[int(step)], steps[depth + 1], key=key, so_far=so_far)
                 place = place[int(step)]
         else:
             above = ".".join(steps[:depth])
             raise UserError(f"--set {key}: {above} is {_kind(place)} and has no key {step!r}; set {above} itself")
+
+
+def _opened(place: Any, step: str, *, key: str, so_far: str) -> Any:
+    """What stands at `so_far`, such that `step` can be set in it: words in a list are keys that say nothing more."""
+    if place is None:  # what is not there yet may be optional; `check` refuses it if it is unknown
+        if step.isdecimal():
+            raise UserError(
+                f"--set {key}: {so_far} is not in the plan, so it has no entry {step}; set {so_far} itself, to all "
+                "that it is to hold"
+            )
+        return {}
+    if isinstance(place, list) and step in place and all(isinstance(word, str) for word in place):
+        return dict.fromkeys(place)
+    return place
+
+
+def check_plan(model: type[AnySettings], values: Mapping[str, Any], path: Path) -> AnySettings:
+    """A whole plan, read from `path`, as an instance of its class.
+
+    Raises:
+        UserError: as `check`; but that it is the plan of another verb is told alone.
+    """
+    try:
+        return check(model, values)
+    except UserError:
+        (verb,) = (verb for verb in PLANS if plan_class(verb) is model)
+        if (other := _likely_verb(values.keys(), verb)) == verb:
+            raise
+        raise UserError(
+            f"{path} looks like a plan of `datagen {other}`, expected one of `datagen {verb}`; run "
+            f"`datagen {other} {path}`, or give another plan"
+        ) from None
+
+
+def _likely_verb(keys: Collection[str], verb: str) -> str:
+    """Whose plan has these keys: `verb`, unless less than half as many are unknown to another one."""
+
+    def unfit(verb: str) -> tuple[int, int]:
+        fields = plan_class(verb).model_fields
+        missing = [name for name, field in fields.items() if field.is_required() and name not in keys]
+        return len(set(keys) - fields.keys()), len(missing)
+
+    best = min(PLANS, key=unfit)
+    return best if 2 * unfit(best)[0] < unfit(verb)[0] else verb
+
+
+def plan_class(verb: str) -> type[BaseModel]:
+    """Imported only now: a plan needs none of the others."""
+    module, name = PLANS[verb].split(":")
+    return getattr(import_module(module), name)
 
 
 def check(
@@ -155,11 +235,18 @@ def filled_like(values: dict[str, Any], name: str, like: str) -> dict[str, Any]:
 
 
 def filled(other: Any, data: Any) -> Any:
-    """The settings of a dataset, and what they leave out from those of another, if of one format."""
+    """The settings of a dataset, and what they leave out from those of another, if of one format.
+
+    Pictures chosen by name here are not chosen by the other's rule, nor the other way round.
+    """
     if not isinstance(data, dict) or not isinstance(other, dict):
         return other
-    same = other.get("format", data.get("format")) == data.get("format")
-    return data | other if same else other
+    if other.get("format", data.get("format")) != data.get("format"):
+        return other
+    passed_over: set[str] = {"first", "every"} if "names" in other else set()
+    if other.keys() & {"first", "every"}:
+        passed_over.add("names")
+    return {key: value for key, value in data.items() if key not in passed_over} | other
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -208,7 +295,7 @@ def _explain(
         return f"unknown key{nearest(word, known) or ';'} known keys: {listed(known)}"
     if details["type"] == "missing":
         return "missing; it has no default, so add it"
-    message = details["msg"]
+    message = _IN_YAML.get(details["type"], "").format(**details.get("ctx", {})) or details["msg"]
     for beginning in ("Input should be ", "Input should ", "Value error, "):
         message = message.removeprefix(beginning)
     return f"found {details['input']!r}, expected {message[:1].lower()}{message[1:]}"

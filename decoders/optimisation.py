@@ -120,7 +120,7 @@ def optimise(
             merit = None if merit is None else peers.agree(merit)  # rounding must not part the processes
             points.append(FitPoint(step=step, loss=float(np.mean(losses)), merit=merit, scores=scores))
             message = f"update {step}: loss {points[-1].loss:.3f}" + (
-                "" if merit is None else f", held out {merit:.3f}"
+                "" if merit is None else f", merit on held-out pictures {merit:.3f}"
             )
             losses = []
             worse += 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from decoders.cache import CachePlan, FitProgress, OnProgress, cache_views, log_progress, plan_cache
+from decoders.cache import CachePlan, FitProgress, OnProgress, cache_views, learnable, log_progress, plan_cache
 from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
@@ -130,6 +130,27 @@ def fit(
         seconds=time.perf_counter() - started,
     )
     return decoder, modules, report
+
+
+def check_fit(
+    perceiver: Perceiver,
+    first: AnnotatedImage,
+    taxonomy: Taxonomy,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: FitSettings,
+    *,
+    decoder_settings: DecoderSettings,
+) -> None:
+    """Refuse what one picture shows to be wrong, for whoever looks at all of them before `fit` does.
+
+    Raises:
+        UserError: as `fit`: unknown task or option, a size that the perceiver does not take, or a wrong or missing
+            label of this picture.
+    """
+    with _reproducible(settings):
+        _, modules = build_decoder(perceiver.spec, taxonomy, tasks, decoder_settings)
+    fit_size(settings, first, perceiver.size_multiple)
+    learnable(first, modules)
 
 
 def build_decoder(

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from datagen.adaptation.training_settings import TrainingSettings
 from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part
-from datagen.settings import check, read_settings
+from datagen.settings import check_plan, read_settings
 from decoders.errors import UserError
 
 
@@ -52,7 +52,7 @@ def load_adapt_plan(path: Path, overrides: Iterable[str] = ()) -> AdaptPlan:
     Raises:
         UserError: names each wrong key or value in full, and what was expected.
     """
-    plan = check(AdaptPlan, read_settings(path, overrides))
+    plan = check_plan(AdaptPlan, read_settings(path, overrides), path)
     if (plan.images is None) == (plan.data is None):
         found = "neither" if plan.images is None else "both"
         raise UserError(

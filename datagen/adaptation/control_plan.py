@@ -10,7 +10,7 @@ from pydantic import model_validator
 from datagen.adaptation.training_settings import TrainingSettings
 from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part
-from datagen.settings import Settings, check, read_settings
+from datagen.settings import Settings, check_plan, read_settings
 
 
 class AdherenceSettings(Settings):
@@ -69,4 +69,4 @@ def load_control_plan(path: Path, overrides: Iterable[str] = ()) -> ControlPlan:
     Raises:
         UserError: names each wrong key or value in full, and what was expected.
     """
-    return check(ControlPlan, read_settings(path, overrides))
+    return check_plan(ControlPlan, read_settings(path, overrides), path)

@@ -20,6 +20,9 @@ from datagen.files import LABEL_SUFFIXES, read_image, read_label_file
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, relative_depth, semantic_map
 
+_UNNAMED = "scene"
+"""The one class where nobody named any: what is read of a model is the attention to some phrase."""
+
 
 class LabelFolder(AnnotatedImages):
     """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`; NPY arrays serve as well."""
@@ -28,7 +31,7 @@ class LabelFolder(AnnotatedImages):
         self,
         *,
         root: Path,
-        classes: Mapping[int, str] | Sequence[str],
+        classes: Mapping[int, str] | Sequence[str] = (),
         void: Sequence[int] = (),
         images: str = "images",
         labels: str | None = "labels",
@@ -49,9 +52,10 @@ class LabelFolder(AnnotatedImages):
             root: folder that holds the others.
             images: folder of the pictures, below root.
             depth: folder of the depth files, below root; none when left out.
-            classes: names by label id; of a list, the position is the id, from 0.
+            classes: names by label id; of a list, the position is the id, from 0. May be left out where `labels` is
+                null.
             labels: folder of the label files; null where there are depths only, and `classes` is no more than what the
-                model is asked to look for.
+                model is asked to look for: `scene` when left out.
             void: label ids of pixels that nobody knows; losses and metrics skip them.
             depth_kind: `inverse` where larger values are nearer and the unit is anybody's guess (disparity, MiDaS):
                 such maps teach the task relative_depth.
@@ -64,11 +68,18 @@ class LabelFolder(AnnotatedImages):
                 and of these the first so many; all when left out.
 
         Raises:
-            UserError: a folder is missing, a picture has no label, or classes and void contradict each other.
+            UserError: a folder is missing, a picture has no label, labels have no classes, or classes and void
+                contradict each other.
         """
         if labels is None and depth is None:
             raise UserError("found neither `labels` nor `depth`; name at least one folder of what is known")
+        if labels is not None and not classes:
+            raise UserError(
+                "found no `classes`, expected the name of each label id; name them, or set `labels: null` where there "
+                "are depths only"
+            )
         root = root.expanduser()
+        classes = classes or (_UNNAMED,)
         table = dict(classes) if isinstance(classes, Mapping) else dict(enumerate(classes))
         if both := sorted(table.keys() & set(void)):
             raise UserError(f"label ids {both} are named in `classes` and in `void`; take them out of one")

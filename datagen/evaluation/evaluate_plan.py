@@ -9,7 +9,7 @@ from pydantic import field_validator
 
 from datagen.model import ModelSettings
 from datagen.plugins import OneOf, Part
-from datagen.settings import Settings, check, filled, filled_like, read_settings
+from datagen.settings import Settings, check_plan, filled, filled_like, read_settings
 from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 
@@ -121,7 +121,7 @@ def load_evaluate_plan(path: Path, overrides: Iterable[str] = ()) -> EvaluatePla
     more: Any = values.get("more_tests")
     if isinstance(more, dict):
         values |= {"more_tests": {name: filled(data, values.get("test")) for name, data in more.items()}}
-    plan = check(EvaluatePlan, values)
+    plan = check_plan(EvaluatePlan, values, path)
     if plan.student.kind == "detector" and "teacher" in plan.columns:
         if "columns" in plan.model_fields_set:
             raise UserError(

@@ -169,6 +169,15 @@ def build_task(name: str, options: Mapping[str, Any], *, trunk: Trunk, taxonomy:
     Raises:
         UserError: unknown task or option, or an option of the wrong type or range.
     """
+    return cast(Callable[..., Task], find_task(name))(trunk, taxonomy, **checked_options(name, options))
+
+
+def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's options; their range is known to the task alone.
+
+    Raises:
+        UserError: unknown task or option, or an option of the wrong type.
+    """
     kind = find_task(name)
     parameters = inspect.signature(kind).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -186,7 +195,7 @@ def build_task(name: str, options: Mapping[str, Any], *, trunk: Trunk, taxonomy:
                 f"option {option} of task {name}: found {value!r}, {error.errors()[0]['msg'].lower()}; correct the "
                 "value"
             ) from error
-    return cast(Callable[..., Task], kind)(trunk, taxonomy, **values)
+    return values
 
 
 def _nearest(name: str, known: list[str]) -> str:

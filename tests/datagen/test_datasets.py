@@ -137,6 +137,11 @@ class TestLabelFolder:
         np.testing.assert_array_equal(label.valid[0], [False, True, False, False])
         assert label.values[0, 1, 0] == 1.5
         assert _folder(folder, labels=None, depth="far")[0].labels.keys() == {"depth"}
+        unnamed = choose_part(
+            "datasets", {"format": "label_folder", "root": str(folder), "labels": None, "depth": "far"}, at="data"
+        ).build()
+        assert unnamed[0].labels.keys() == {"depth"}
+        assert unnamed.taxonomy.names == ("scene",)
         with pytest.raises(UserError, match="neither `labels` nor `depth`"):
             _folder(folder, labels=None)
 
@@ -210,7 +215,7 @@ class TestLabelFolder:
             ({"things": ["bus"]}, r"`things` or `colors` name \['bus'\].*known classes: \['sky', 'car', 'tree'\]"),
             ({"colors": {"bus": (1, 2, 3)}}, r"name \['bus'\]"),
             ({"classes": ["a", "a"]}, "class names must differ"),
-            ({"classes": []}, "1 to 254 classes, found 0"),
+            ({"classes": []}, "found no `classes`, expected the name of each label id; .*`labels: null` where"),
         ],
     )
     def test_settings_that_cannot_be(self, folder: Path, settings: dict[str, Any], text: str):

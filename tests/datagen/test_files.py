@@ -19,6 +19,7 @@ from datagen.files import (
     json_bytes,
     read_image,
     read_json,
+    read_label_file,
     read_label_png,
     write_json,
 )
@@ -194,6 +195,8 @@ def test_floating_point_pictures_are_refused(tmp_path: Path):
     path = _saved(tmp_path / "a.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(UserError, match="floating-point numbers"):
         read_image(path)
+    with pytest.raises(UserError, match=r"a\.tif is a picture of floating-point numbers.*NPY array.*16-bit PNG"):
+        read_label_file(path, floats=True)
 
 
 def test_label_files_give_ids_and_never_colors(tmp_path: Path):

@@ -84,6 +84,7 @@ def test_a_fit_is_measured_saved_and_can_be_opened(plan: Path, reader: FitSummar
     assert reader.pictures == 3
     assert {"miou", "iou/road", "iou/car", "iou/sky"} <= reader.scores["semantic"].keys()
     assert "on 3 pictures it never saw" in str(reader)
+    assert not reader.held_out_scores
     assert reader.calibration.keys() == {"semantic"}
     assert "after tuning, on the pictures held out" in str(reader)
     manifest = ReaderManifest.read(reader.reader)
@@ -101,6 +102,19 @@ def test_what_is_odd_about_the_pictures_is_told_before_the_fit(plan: Path, tmp_p
     changes = ["fit.updates=1", "fit.evaluations=1", "validation=null", 'data.classes=["road", "car", "sky", "tram"]']
     fit_from_plan(plan, tmp_path / "reader", changes, Console(file=told, width=200))
     assert "warning: no example of tram: a reader cannot learn them" in told.getvalue()
+
+
+def test_without_a_validation_set_the_figures_are_those_that_chose_the_step(plan: Path, tmp_path: Path):
+    found = fitted(plan, "validation=null", to=tmp_path / "reader")
+    assert not found.scores
+    assert found.held_out == 1
+    report = ReaderManifest.read(found.reader).report
+    (kept,) = (point for point in report["points"] if point["step"] == report["best_step"])
+    assert found.held_out_scores == kept["scores"]
+    assert found.held_out_scores["semantic"]["miou"] == kept["merit"]
+    assert "semantic, on 1 pictures held out of the fit, which chose the step:\n  miou" in str(found)
+    assert "never saw" not in str(found)
+    assert fitted(plan, "validation=null", to=tmp_path / "reader").held_out_scores == found.held_out_scores
 
 
 def test_an_equal_plan_keeps_the_reader_and_measures_it(plan: Path, reader: FitSummary):
@@ -147,9 +161,24 @@ def test_validation_is_as_data_where_it_says_nothing(plan: Path):
     assert load_fit_plan(plan, ["validation=null"]).validation is None
 
 
+@pytest.mark.parametrize("tasks", ["[semantic, instances]", "{semantic: , instances: null}"])
+def test_a_task_that_is_only_named_has_the_default_options(tasks: str, plan: Path):
+    assert load_fit_plan(plan, [f"tasks={tasks}"]).tasks == {"semantic": {}, "instances": {}}
+    asked = load_fit_plan(plan, [f"tasks={tasks}", "tasks.instances.queries=100"])
+    assert asked.tasks == {"semantic": {}, "instances": {"queries": 100}}
+
+
+def test_validation_by_name_is_not_chosen_by_the_rule_of_data(plan: Path):
+    checked = load_fit_plan(plan, ["data.first=2", 'validation.names=["foto 2é"]'])
+    assert checked.validation is not None
+    assert checked.validation.build().names == ("foto 2é",)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("tasks=[semantic, {instances: {queries: 100}}]", r"tasks: found .*, expected a mapping"),
+        ("perceiver.noises.0=2", r"perceiver.noises is not in the plan, so it has no entry 0"),
         ("fit.update=3", r"fit.update: unknown key; did you mean 'updates'\?"),
         ("fit.augmentation.zooom=3", r"fit.augmentation.zooom: unknown key; did you mean 'zoom'\?"),
         ("fit.updates=many", r"fit.updates: found 'many', expected a valid integer"),
@@ -173,6 +202,30 @@ def test_a_mistake_is_told_with_its_place(override: str, told: str, plan: Path, 
     with pytest.raises(UserError, match=told):
         fitted(plan, *overrides, to=tmp_path / "reader")
     assert not (tmp_path / "reader" / "reader.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("tasks.semantics={}", r"no task 'semantics'"),
+        ("tasks.semantic.balanc=true", r"task semantic has no option 'balanc'"),
+        ("tasks.semantic.balance=yes please", r"option balance of task semantic: found 'yes please'"),
+        ("tasks.semantic.dice=-1", r"dice"),
+        ("tasks.depth={}", r"has no label depth"),
+        ("tasks=[]", r"tasks: found {}, expected 1 or more entries"),
+        ("perceiver.layers=[upp]", r"'upp'"),
+        ("perceiver.timesteps=5000", r"timestep 5000 found"),
+        ("fit.size=[50, 64]", r"fit setting size is \(50, 64\), and this model takes multiples of"),
+    ],
+)
+def test_what_needs_no_look_at_all_pictures_is_told_before_it(
+    override: str, told: str, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for look in ("data_digest", "oddities"):
+        monkeypatch.setattr(f"datagen.fitting.{look}", lambda _: pytest.fail("all pictures were looked at"))
+    with pytest.raises(UserError, match=told):
+        fitted(plan, override, to=tmp_path / "reader")
+    assert not (tmp_path / "reader").exists()
 
 
 def test_a_label_outside_the_taxonomy_on_the_command_line(plan: Path, tmp_path: Path):

@@ -107,6 +107,7 @@ def test_depth_with_gaps_is_told_apart_from_sky():
     meters[4, :10] = 8
     found = look(a={"depth": metric_depth(meters)})
     assert "half nearer than 8.00 m, known of 5.0% of the pixels" in str(found)
+    assert "ghost" not in str(found), "depths say nothing of classes"
     assert "depth is known of 5.0% of the pixels only" in "".join(found.warnings())
 
 
@@ -128,6 +129,14 @@ def test_a_plan_and_a_dataset_can_both_be_inspected(tmp_path: Path):
     assert {name: len(source) for name, source in sources.items()} == {"data": 2, "validation": 1}
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+def test_something_else_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"holds no annotations/instances\.json; give a COCO dataset"):
         inspect_sources(tmp_path)
+    with pytest.raises(UserError, match=r"a\.json is a JSON file; give a COCO dataset.*`data: {format: coco"):
+        inspect_sources(tmp_path / "a.json")
+
+
+def test_a_dataset_has_no_keys_to_set(tmp_path: Path):
+    write_scenes(tmp_path, count=1, seed=0, split="few_shot")
+    with pytest.raises(UserError, match=r"--set data\.first=1 changes a key of a plan, and .* is a dataset; leave it"):
+        inspect_sources(tmp_path, ["data.first=1"])

@@ -101,6 +101,21 @@ def test_an_open_vocabulary_is_asked_for_other_classes(
         label(reader, folder, tmp_path / "no", classes=classes)
 
 
+def test_depths_alone_need_no_classes(pipelines: Mapping[str, Path], folder: Path, tmp_path: Path):
+    root = photographs(tmp_path / "few", 3)
+    for path in (root / "labels").iterdir():
+        np.save(path.with_suffix(".npy"), np.full((48, 64), 5.0))
+        path.unlink()
+    data = {"format": "label_folder", "root": str(root), "labels": None, "depth": "labels", "depth_scale": 1.0}
+    changes = {"perceiver": {}, "tasks": ["depth"], "data": data}
+    plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], root, **changes)
+    reader = fit_from_plan(plan, None, ["fit.updates=2", "fit.evaluations=1"], QUIET).reader
+    label(reader, folder, tmp_path / "out")
+    assert validate(tmp_path / "out").sound
+    assert "depth" in Coco(root=tmp_path / "out")[0].labels
+    assert not json.loads((tmp_path / "out/annotations/instances.json").read_text(encoding="utf-8"))["annotations"]
+
+
 def test_the_company_a_picture_is_in_does_not_matter(reader: Path, folder: Path, tmp_path: Path):
     label(reader, folder, tmp_path / "all")
     (tmp_path / "alone").mkdir()

@@ -1,14 +1,18 @@
 """Reading plans: every mistake is one clear message, before anything slow begins."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datagen.adaptation.adapt_plan import load_adapt_plan
+from datagen.adaptation.control_plan import load_control_plan
+from datagen.evaluation.evaluate_plan import load_evaluate_plan
+from datagen.fit_plan import load_fit_plan
 from datagen.plan import build_parts, identity, load_plan
 from datagen.runs import Run, claim, library_versions, note_hardware, open_run
-from datagen.settings import Settings, check, read_settings
+from datagen.settings import Settings, check, filled, read_settings
 from decoders.errors import UserError
 from tests.datagen import toys
 
@@ -87,6 +91,13 @@ def test_coco_is_the_default_export(plan_file: Path):
         ),
         ("model={source: x, dtype: float64}", "model.dtype: found 'float64', expected 'auto', 'float32'"),
         ("exports=[coco, coco]", "exports: coco is given 2 times; keep one"),
+        ("model=3", "model: found 3, expected a mapping"),
+        ("model={source: x, loras: 3}", "model.loras: found 3, expected a list"),
+        ("model.source=3", "model.source: found 3, expected text"),
+        (
+            "model.loras.0.weight=2",
+            "--set model.loras.0.weight: model.loras is not in the plan, so it has no entry 0; set model.loras itself",
+        ),
         ("labeller.kind=brightnes", "labeller.kind: unknown kind 'brightnes'; did you mean 'brightness'?"),
         ("source.slots.look=[{txt: a}]", "source.slots.look.0"),
     ],
@@ -102,6 +113,79 @@ def test_a_mistake_within_alternatives_is_told_once(plan_file: Path):
         load_plan(plan_file, ["source.slots.look=[{text: a, wants: 3}]"])
     assert "Phrase" not in str(caught.value)
     assert "source.slots.look.0.wants: found 3, expected" in str(caught.value)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("load", "wanted", "config", "verb"),
+    [
+        (load_plan, "generate", "pocket_reader", "fit"),
+        (load_fit_plan, "fit", "demo", "generate"),
+        (load_evaluate_plan, "evaluate", "demo", "generate"),
+        (load_adapt_plan, "adapt", "control", "control"),
+        (load_control_plan, "control", "adapt", "adapt"),
+        (load_plan, "generate", "evaluate", "evaluate"),
+    ],
+)
+def test_a_plan_of_another_verb_is_told_alone(load: Callable[[Path], object], wanted: str, config: str, verb: str):
+    file = CONFIGS / f"{config}.yaml"
+    with pytest.raises(UserError) as caught:
+        load(file)
+    assert str(caught.value) == (
+        f"{file} looks like a plan of `datagen {verb}`, expected one of `datagen {wanted}`; run `datagen {verb} "
+        f"{file}`, or give another plan"
+    )
+
+
+@pytest.mark.parametrize("change", ["updates=3", "data=3", "sorce={kind: prompts}"])
+def test_a_plan_with_a_key_of_another_verb_is_not_taken_for_its_plan(plan_file: Path, change: str):
+    with pytest.raises(UserError, match=rf"^{change.split('=')[0]}: unknown key"):
+        load_plan(plan_file, [change])
+
+
+def test_what_a_run_says_about_itself_is_a_plan_of_it(plan_file: Path):
+    run = claim(run_of(plan_file, "candidates=2"))
+    record = run.folder / "plan.yaml"
+    assert load_plan(record).model_dump(mode="json") == run.plan
+    assert run_of(record, "target=20").digest == run.digest
+    assert load_plan(record, ["target=20"]).target == 20
+    with pytest.raises(UserError, match="looks like a plan of `datagen generate`, expected one of `datagen fit`"):
+        load_fit_plan(record)
+
+
+def test_a_word_in_a_list_is_a_key_that_says_nothing_more(tmp_path: Path):
+    file = text_plan(tmp_path, "tasks: [semantic, instances]\nmore:\n- {names: [a, b]}\nnothing:\n")
+    found = read_settings(file, ["tasks.instances.queries=100", "more.0.names.a.x=1", "nothing.key=2"])
+    assert found == {
+        "tasks": {"semantic": None, "instances": {"queries": 100}},
+        "more": [{"names": {"a": {"x": 1}, "b": None}}],
+        "nothing": {"key": 2},
+    }
+    with pytest.raises(UserError, match=r"tasks.depth is not there, the list has entries 0 to 1"):
+        read_settings(file, ["tasks.depth.validity=0"])
+
+
+@pytest.mark.parametrize(
+    ("data", "other", "chosen"),
+    [
+        ({"first": 60, "every": 2}, {"names": ["a"]}, {"names": ["a"]}),
+        ({"names": ["a"]}, {"first": 3}, {"first": 3}),
+        ({"names": ["a"]}, {"every": 2}, {"every": 2}),
+        ({"first": 60}, {"every": 2}, {"first": 60, "every": 2}),
+        ({"names": ["a"], "first": 3}, {}, {"names": ["a"], "first": 3}),
+        ({}, {"names": ["a"], "first": 3}, {"names": ["a"], "first": 3}),
+    ],
+)
+def test_pictures_chosen_in_one_way_are_not_chosen_in_the_other_as_well(
+    data: dict[str, Any], other: dict[str, Any], chosen: dict[str, Any]
+):
+    assert filled({"root": "there", **other}, {"root": "here", "void": [9], **data}) == {
+        "root": "there",
+        "void": [9],
+        **chosen,
+    }
 
 
 @pytest.mark.parametrize(
