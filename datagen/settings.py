@@ -75,7 +75,7 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"plan {path} holds {_kind(settings)}, expected `key: value` lines")
     for override in overrides:
-        _override(settings, override)
+        put(settings, override)
     return settings
 
 
@@ -90,7 +90,12 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: {error}; expected valid YAML, correct it there") from None
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
+def put(settings: dict[str, Any], override: str) -> None:
+    """Set the key that `key.sub=value` names.
+
+    Raises:
+        UserError: it is not of that form, or there is no such place.
+    """
     key, equals, text = override.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):
