@@ -18,8 +18,13 @@ from decoders.files import write_atomic
 
 PNG_LEVEL = 3
 """zlib level: a third of level 6's time for about 5 % more bytes."""
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
 """What counts as a picture when a folder is listed, in lower case."""
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga"}
+    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}
+)
+"""Of pictures that are not read, raw ones of cameras among them, in lower case."""
 LABEL_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 """What counts as a file of labels or depths."""
 _LOSSLESS = ("PNG", "TIFF", "BMP")
