@@ -291,8 +291,10 @@ def test_another_model_is_refused_before_any_weight_loads(
 def test_a_dataset_of_another_batch_size_or_of_something_else_is_left_alone(reader: Path, folder: Path, tmp_path: Path):
     label(reader, folder, tmp_path / "out", batch_size=2)
     before = tree(tmp_path / "out")
-    with pytest.raises(UserError, match="holds a dataset of other settings"):
-        label(reader, folder, tmp_path / "out", batch_size=3)
+    for changed, told in (({"batch_size": 3}, "batch_size (2 there, 3 now)"), ({"coverage": 0.5}, "coverage (")):
+        with pytest.raises(UserError, match="holds a dataset of other settings") as caught:
+            label(reader, folder, tmp_path / "out", **{"batch_size": 2, **changed})
+        assert f"settings: {told}" in str(caught.value)
     assert tree(tmp_path / "out") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full/diary.txt").write_text("mine", encoding="utf-8")
