@@ -311,7 +311,9 @@ def label(
     epilog="Example: datagen export coco runs/demo --to datasets/demo --set min_instance_pixels=50",
 )
 def export(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="A file name of datagen/exporters, such as coco.")],  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, typer.Argument(metavar="FORMAT", help="A file name of datagen/exporters, such as coco, or module:Class.")
+    ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `datagen generate`.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the dataset goes.")],
     settings: Annotated[
@@ -371,7 +373,9 @@ def keys(
     topic: Annotated[
         str | None, typer.Argument(metavar="[PLAN|GROUP]", help="Verb with a plan, or group of plug-ins.")
     ] = None,
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Plug-in of that group.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="Plug-in of that group, or module:Class of yours.")
+    ] = None,
 ) -> None:
     """Say which keys a plan or a part of one has: default, what is expected, what it means."""
     from datagen.keys import tell

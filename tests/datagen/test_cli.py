@@ -164,6 +164,7 @@ def test_from_a_plan_to_another_dataset_and_its_sheet(tmp_path: Path, monkeypatc
     [
         (["export", "coco", "nowhere", "--to", "out"], "nowhere holds no run"),
         (["export", "kitti", "nowhere", "--to", "out"], "unknown kind 'kitti'"),
+        (["export", "mine:Kitti", "nowhere", "--to", "out"], "FORMAT.kind: no module 'mine' in"),
         (["export", "coco", "nowhere", "--to", "out", "--set", "min_pixels=3"], "FORMAT.min_pixels: unknown key"),
         (["validate", "nowhere"], "nowhere"),
         (["show", "nowhere", "--to", "sheet.png"], "neither a run"),
