@@ -44,6 +44,9 @@ class _Verbs(TyperGroup):
                 raise
             told = str(error).splitlines()[0]
             _fail(f"the memory of the GPU is full ({told}); take a smaller `batch_size`, or a smaller size of pictures")
+        except PermissionError as error:
+            place = error.filename or "a file"
+            _fail(f"no permission to read or write {place}; give yourself the right to (chmod), or ask its owner")
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -253,9 +256,12 @@ def inspect(
     settings: Settings = None,
 ) -> None:
     """Say what was understood of annotated pictures: classes, counts, sizes and what is odd. Fits nothing."""
+    from datagen.files import require_png
     from datagen.inspection import inspect as look
     from datagen.inspection import inspect_sources, overlay_sheet
 
+    if to is not None:
+        require_png(to)  # before every picture is read
     for name, source in inspect_sources(data, settings or []).items():
         _out.print(f"{name}: {look(source, console=_err)}\n", markup=False)
         if to is not None and name == "data":
@@ -300,16 +306,25 @@ def label(
     _out.print(str(summary), markup=False)
 
 
-@app.command(epilog="Example: datagen export coco runs/demo --to datasets/demo")
+@app.command(
+    cls=_WithSettings,
+    epilog="Example: datagen export coco runs/demo --to datasets/demo --set min_instance_pixels=50",
+)
 def export(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="A file name of datagen/exporters, such as coco.")],  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, typer.Argument(metavar="FORMAT", help="A file name of datagen/exporters, such as coco, or module:Class.")
+    ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `datagen generate`.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the dataset goes.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE ...", help="Keys of the format: datagen keys exporters FORMAT"),
+    ] = None,
 ) -> None:
     """Write the accepted samples of a run as a dataset of another format."""
     from datagen.exporting import export as write
 
-    _out.print(f"{write(format, run, to=to)} pictures in {to}", markup=False)
+    _out.print(f"{write(format, run, to=to, overrides=settings or [])} pictures in {to}", markup=False)
 
 
 @app.command(epilog="Example: datagen validate runs/demo/exports/coco")
@@ -358,7 +373,9 @@ def keys(
     topic: Annotated[
         str | None, typer.Argument(metavar="[PLAN|GROUP]", help="Verb with a plan, or group of plug-ins.")
     ] = None,
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Plug-in of that group.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="Plug-in of that group, or module:Class of yours.")
+    ] = None,
 ) -> None:
     """Say which keys a plan or a part of one has: default, what is expected, what it means."""
     from datagen.keys import tell

@@ -1,6 +1,6 @@
 """The COCO JSON files, ours and other people's, as checked values; our additions to the form are optional fields."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -72,9 +72,9 @@ class Picture(BaseModel):
     caption: str = ""
 
     @property
-    def name(self) -> str:
-        """File name without folder or suffix."""
-        return Path(self.file_name).stem
+    def path(self) -> PurePath:
+        """Of its file, below the folder of pictures."""
+        return PurePath(self.file_name)
 
     @property
     def maps(self) -> dict[str, str]:

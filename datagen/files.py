@@ -18,8 +18,13 @@ from decoders.files import write_atomic
 
 PNG_LEVEL = 3
 """zlib level: a third of level 6's time for about 5 % more bytes."""
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
 """What counts as a picture when a folder is listed, in lower case."""
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga"}
+    | {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}
+)
+"""Of pictures that are not read, raw ones of cameras among them, in lower case."""
 LABEL_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 """What counts as a file of labels or depths."""
 _LOSSLESS = ("PNG", "TIFF", "BMP")
@@ -60,6 +65,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"file not found: {path}; check the path") from None
+    except PermissionError:
+        raise _no_permission(path) from None
     except (OSError, ValueError) as error:  # a JSONDecodeError and a UnicodeDecodeError are ValueErrors
         raise UserError(f"{path} cannot be read as JSON ({error}); make it again or restore it from a copy") from error
 
@@ -155,6 +162,8 @@ def read_label_file(path: Path, *, floats: bool = False) -> Shaped[np.ndarray, "
         array = np.load(path, allow_pickle=False)  # pickles run code
     except FileNotFoundError:
         raise UserError(f"label file not found: {path}; check the path") from None
+    except PermissionError:
+        raise _no_permission(path) from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"label file {path} cannot be read ({error}); it is damaged, no NPY file or a pickle: write it with "
@@ -185,10 +194,26 @@ def _pillow(path: Path, what: str, content: io.BytesIO | None = None) -> Generat
             yield image
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}; check the path") from None
+    except PermissionError:
+        raise _no_permission(path) from None
     except _BROKEN as error:
         raise UserError(
             f"{what} {path} cannot be read ({error}); the file is damaged or of another type: replace or remove it"
         ) from error
+
+
+def _no_permission(path: Path) -> UserError:
+    return UserError(f"no permission to read {path}; give yourself the right to (chmod +r), or ask its owner")
+
+
+def require_png(to: Path) -> None:
+    """Refuse a name that promises another format than the PNG which is written.
+
+    Raises:
+        UserError: the name does not end in .png.
+    """
+    if to.suffix.lower() != ".png":
+        raise UserError(f"{to} will be a PNG picture, expected a name that ends in .png; give that with --to")
 
 
 def folder_bytes(folder: Path) -> int:

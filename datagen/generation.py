@@ -152,7 +152,7 @@ def _finish(plan: GeneratePlan, parts: Parts, run: Run, shards: list[ShardSummar
     """Write the datasets, validate them and draw the contact sheet, unless a note says that just these are there."""
     exports = {kind: run.folder / "exports" / kind for kind in parts.exporters}
     sheet = run.folder / "sheet.png"
-    content = [run.digest, plan.target, [part.to_json() for part in plan.exports], [shard.sha256 for shard in shards]]
+    content = [run.digest, plan.target, [part.decisive() for part in plan.exports], [shard.sha256 for shard in shards]]
     note = {"content": hashlib.sha256(json_bytes(content)).hexdigest()}
     if not all(path.exists() for path in (*exports.values(), sheet)) or not _says(run.folder / _NOTE, note):
         (run.folder / _NOTE).unlink(missing_ok=True)  # of an export that is no longer whole from here on

@@ -12,7 +12,7 @@ from rich.console import Console
 from datagen.datasets import BACKGROUND, AnnotatedImages
 from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.exporters import Entry
-from datagen.files import encode_png
+from datagen.files import encode_png, require_png
 from datagen.meter import Counted, meter
 from datagen.sheet import draw_sheet, spread
 from decoders.errors import UserError
@@ -260,7 +260,12 @@ def inspect_sources(path: Path, overrides: Sequence[str] = ()) -> dict[str, Anno
 
 
 def overlay_sheet(data: AnnotatedImages, *, to: Path, count: int = 16) -> None:
-    """Write a PNG of some pictures, spread over the dataset, with their labels beside them."""
+    """Write a PNG of some pictures, spread over the dataset, with their labels beside them.
+
+    Raises:
+        UserError: `to` is no name of a PNG, or as `inspect`.
+    """
+    require_png(to)
     entries: list[Entry] = []
     for position in spread(len(data), count):
         picture = data[position]

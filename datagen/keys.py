@@ -69,7 +69,7 @@ def tell(topic: str | None = None, kind: str | None = None) -> str:
         )
     if topic not in PLANS and kind is None:
         _require(topic, topics(), "topic")
-        return "\n".join(f"{name:20}{_first_sentence(_factory(topic, name))}" for name in _kinds(topic))
+        return "\n".join(f"{name:20}{_about(topic, name)}" for name in _kinds(topic))
     return "\n".join(map(str, keys(topic, kind))) or f"{kind} has no keys of its own"
 
 
@@ -85,7 +85,8 @@ def keys(topic: str, kind: str | None = None) -> list[Key]:
             raise UserError(f"a plan of {topic} has no kinds, found {kind!r}; leave it out")
         return list(_keys(plan_class(topic), {}))
     kind = kind or ""
-    _require(kind, _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
+    if topic == TASKS or ":" not in kind:  # else it is a class of somebody's module
+        _require(kind, _kinds(topic), "task" if topic == TASKS else word_for_kind(cast(Group, topic)))
     factory = _factory(topic, kind)
     given = ("trunk", "taxonomy") if topic == TASKS else GIVEN[cast(Group, topic)]
     return list(_keys(settings_model(factory, given=given), _arguments(factory)))
@@ -102,6 +103,14 @@ def _factory(topic: Any, kind: str) -> type[Any]:
 def _require(word: str, known: Sequence[str], what: str) -> None:
     if word not in known:
         raise UserError(f"unknown {what} {word!r}{nearest(word, known) or ';'} known {what}s: {listed(known)}")
+
+
+def _about(topic: Any, kind: str) -> str:
+    """The first sentence, or why it cannot be used: one plug-in that is broken hides no other."""
+    try:
+        return _first_sentence(_factory(topic, kind))
+    except UserError as error:
+        return f"cannot be used: {error}"
 
 
 def _first_sentence(factory: type[Any]) -> str:

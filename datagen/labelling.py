@@ -1,7 +1,9 @@
 """The verb `label`: a folder of pictures becomes a labelled COCO dataset."""
 
 import filecmp
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from datagen.datasets import list_images
+from datagen.datasets import list_images, normal, whole_name
 from datagen.exporters.coco import CocoWriter
-from datagen.files import read_image, require_outside
+from datagen.files import UNREAD_SUFFIXES, read_image, require_outside
 from datagen.interruption import stop_signals
 from datagen.meter import Tick, console_of, meter
 from datagen.readers import model_of, open_reader, read_manifest
@@ -37,12 +39,17 @@ class LabelSummary:
     """Of these, labelled by an earlier call."""
     skipped: Mapping[str, str]
     """Unreadable pictures by file, with what is wrong."""
+    left_out: Sequence[str]
+    """What in the folder was never looked at, such as pictures of other formats."""
 
     def __str__(self) -> str:
         lines = [f"{self.labelled} labelled pictures ({self.were_there} from before) in {self.folder}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} pictures could not be read and were skipped:")
-        return "\n".join([*lines, *_list(self.skipped)])
+        lines += _list(self.skipped)
+        if self.left_out:
+            lines.append(f"left out: {'; '.join(self.left_out)}")
+        return "\n".join(lines)
 
 
 def label(
@@ -59,8 +66,9 @@ def label(
 ) -> LabelSummary:
     """Label the pictures of a folder and its subfolders, each at its own size; run again, it goes on where it was.
 
-    Picture files are copied unchanged. All are opened before the first is labelled, so that a damaged one is told at
-    the beginning and not after hours. Pictures that came since, from this folder or another one, are added to `to`.
+    Picture files are copied unchanged; those that share a name are called `folder__name` there. All are opened before
+    the first is labelled, so that a damaged one is told at the beginning and not after hours. Pictures that came since,
+    from this folder or another one, are added to `to`.
 
     Args:
         reader: folder written by `datagen fit`.
@@ -73,13 +81,14 @@ def label(
         console: where progress is told; stderr when None.
 
     Raises:
-        UserError: no picture there, one that cannot be read, or two of one name, one of them in `to` maybe; the reader
-            or its model is missing or another one; `to` holds something else, or another process is writing it.
+        UserError: no picture there, one that cannot be read, or two of one name, one of them in `to` maybe; one is in
+            `to` under another name; the reader or its model is missing or another one; `to` holds something else, or
+            another process is writing it.
         KeyboardInterrupt: after Ctrl-C, when the batch in hand is finished; the same call goes on from there.
     """
     manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage, classes=classes)
     model_of(reader, manifest, source=model)
-    files = list(_list_pictures(images, to).values())
+    files = _list_pictures(images, to)
     batch_size, coverage = manifest.reading.batch_size, manifest.reading.coverage
     info = {
         "description": "Pictures labelled by a reader of a diffusion model's activations",
@@ -90,11 +99,12 @@ def label(
     } | ({} if classes is None else {"phrases": list(manifest.taxonomy.phrases)})
     with no_other_writer(to):
         writer = CocoWriter(to, manifest.taxonomy, info=info)
-        todo = [path for path in files if not writer.has(path.name)]
-        _check_same(set(files) - set(todo), to)
+        todo = {name: path for name, path in files.items() if not writer.has(name)}
+        _check_same({name: files[name] for name in files.keys() - todo.keys()}, to)
+        _check_names(files, images, writer)
         console = console_of(0, console)
         with meter("check", console=console) as tick:
-            sizes, damaged = _open_all(todo, tick)
+            sizes, damaged = _open_all(list(todo.values()), tick)
         if damaged and not skip_unreadable:
             listed = "\n".join(_list(damaged))
             raise UserError(
@@ -108,6 +118,7 @@ def label(
                 _label(
                     open_reader(reader, model=model, batch_size=batch_size, coverage=coverage, classes=classes),
                     sizes,
+                    {path: name for name, path in todo.items()},
                     writer,
                     batch_size,
                     tick,
@@ -119,12 +130,14 @@ def label(
             labelled=len(files) - len(damaged),
             were_there=len(files) - len(todo),
             skipped={str(path): fault for path, fault in damaged.items()},
+            left_out=_left_out(images),
         )
 
 
 def _label(
     reader: "decoders.reader.Reader",
     sizes: Mapping[Path, Size],
+    names: Mapping[Path, str],
     writer: CocoWriter,
     batch_size: int,
     tick: Tick,
@@ -134,7 +147,7 @@ def _label(
     with stop_signals(lambda: console.print("stopping after this batch; once more to stop at once")) as stopped:
         for batch in _batches(sizes, batch_size):
             for path, labels in zip(batch, reader.read([read_image(path) for path in batch]), strict=True):
-                writer.add(path.name, path.read_bytes(), labels)
+                writer.add(names[path], path.read_bytes(), labels)
             done += len(batch)
             tick(done, len(sizes))
             if stopped() and done < len(sizes):
@@ -142,21 +155,54 @@ def _label(
 
 
 def _list_pictures(images: Path, to: Path) -> Mapping[str, Path]:
+    """By the names of the files that they are copied to."""
     require_outside(to, images)
     found = list_images(images, what="pictures")
     if not found:
-        raise UserError(f"{images} holds no picture (.png, .jpg, .webp, .bmp, .tif); check the path")
-    return found
+        passed = "".join(f"; left out: {one}" for one in _left_out(images))
+        raise UserError(f"{images} holds no picture (.png, .jpg, .webp, .bmp, .tif){passed}; check the path")
+    return {path.name if normal(path.stem) == name else name + path.suffix: path for name, path in found.items()}
 
 
-def _check_same(labelled: Iterable[Path], to: Path) -> None:
+def _left_out(images: Path) -> list[str]:
+    """What may be missed of a folder and its subfolders, hidden files aside, and what to do about it."""
+    folders: list[str] = []
+    formats: Counter[str] = Counter()
+
+    def unread(error: OSError) -> None:
+        folders.append(f"folder {error.filename} ({error.strerror})")
+
+    for top, inner, files in os.walk(images, onerror=unread):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folders += [
+            f"folder {top}/{name} (a link; label where it leads)" for name in inner if Path(top, name).is_symlink()
+        ]
+        suffixes = [Path(name).suffix.lower() for name in files if not name.startswith(".")]
+        formats.update(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(formats.items()))
+    return ([f"{counts} (convert them to .jpg or .png)"] if counts else []) + folders
+
+
+def _check_same(labelled: Mapping[str, Path], to: Path) -> None:
     """Refuse a picture that bears the name of a labelled one and is another: its label would be missing silently."""
-    for path in sorted(labelled):
-        if not filecmp.cmp(path, to / "images" / path.name, shallow=False):
+    for name, path in sorted(labelled.items()):
+        if not filecmp.cmp(path, to / "images" / name, shallow=False):
             raise UserError(
-                f"{to} holds the labels of another picture named {path.name} than {path}; label into a new folder, or "
+                f"{to} holds the labels of another picture named {name} than {path}; label into a new folder, or "
                 "rename the picture"
             )
+
+
+def _check_names(files: Mapping[str, Path], images: Path, writer: CocoWriter) -> None:
+    """Refuse a labelled picture whose name is another now, with others of it there or gone: it would be there twice."""
+    elsewhere = writer.file_names - files.keys()
+    for name, path in sorted(files.items()):
+        for other in elsewhere & {path.name, whole_name(path.relative_to(images)) + path.suffix}:
+            if filecmp.cmp(path, writer.folder / "images" / other, shallow=False):
+                raise UserError(
+                    f"{writer.folder} holds {path} as {other}, and would hold it again as {name}: which pictures of "
+                    f"{images} share a name has changed since; label into a new folder"
+                )
 
 
 def _open_all(paths: Sequence[Path], tick: Tick) -> tuple[dict[Path, Size], dict[Path, str]]:

@@ -165,7 +165,7 @@ def identity(plan: GeneratePlan, parts: Parts) -> dict[str, Any]:
 
 def part_identity(part: Part, built: object) -> dict[str, Any]:
     """What of a part decides the result: its settings, and the digest of files instead of their paths."""
-    settings = part.to_json()
+    settings = part.decisive()
     digest = getattr(built, "digest", None)
     if digest is not None:
         settings = {name: value for name, value in settings.items() if name not in part.path_settings}

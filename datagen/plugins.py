@@ -3,7 +3,8 @@
 A plug-in is a plain class with keyword-only arguments. `{kind: stable_diffusion, steps: 30}` under `generator:` means
 `StableDiffusion(steps=30)` of `datagen/generators/stable_diffusion.py`, or the class that a Python entry point of that
 name in the group `datagen.generators` refers to. Types and defaults of `__init__` are the schema, where `Annotated[int,
-Ge(1)]` bounds a number. Arguments with the names below are no settings; the factory gives them to whoever asks:
+Ge(1)]` bounds a number. `{kind: my_module:MyFilter}` takes the class of a module in the current folder, or of any that
+can be imported. Arguments with the names below are no settings; the factory gives them to whoever asks:
 
     seed        int          the run's seed                                    sources
     taxonomy    Taxonomy     the classes of the labels                         all but exporters and datasets
@@ -19,9 +20,11 @@ plan is told before anything slow begins. A part that reads files publishes thei
 the run, not their paths.
 """
 
+import hashlib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, PydanticUserError, create_model
 from pydantic_core import core_schema
 
 from datagen.settings import Settings, check, listed, nearest
@@ -50,6 +53,22 @@ GIVEN: Mapping[Group, tuple[str, ...]] = MappingProxyType(
         "students": ("taxonomy",),
     }
 )
+
+METHOD: Mapping[Group, str] = MappingProxyType(
+    {
+        "sources": "recipe",
+        "conditions": "draw",
+        "generators": "render",
+        "labellers": "label",
+        "filters": "judge",
+        "exporters": "export",
+        "datasets": "__getitem__",
+        "students": "loss",
+    }
+)
+"""By which a class is told to be of the group."""
+_IN_MODULE = ":"
+"""Between module and class of a kind that is no name of a file or an entry point."""
 
 
 def word_for_kind(group: Group) -> str:
@@ -102,6 +121,13 @@ class Part:
     def to_json(self) -> dict[str, Any]:
         """Kind and settings as plain JSON values, defaults included."""
         return {word_for_kind(self.group): self.kind, **self.settings.model_dump(mode="json")}
+
+    def decisive(self) -> dict[str, Any]:
+        """As `to_json`, with the sha256 of the module that a plan takes the class from: edited, it is another part."""
+        told = self.to_json()
+        if _IN_MODULE in self.kind:
+            told["code"] = hashlib.sha256(Path(inspect.getfile(self.factory)).read_bytes()).hexdigest()
+        return told
 
     @property
     def path_settings(self) -> frozenset[str]:
@@ -172,11 +198,20 @@ def choose_part(group: Group, values: Any, *, at: str) -> Part:
 
 
 def find(group: Group, kind: str, *, at: str) -> type[Any]:
-    """The class behind a kind; the project's own come first, so that nobody replaces one unseen."""
+    """The class behind a kind; the project's own come first, so that nobody replaces one unseen.
+
+    Raises:
+        UserError: there is none, its module does not load, or it is no plug-in of the group.
+    """
+    if _IN_MODULE in kind:
+        return _from_module(group, kind, at)
     known = dict(_known(group))
     if kind not in known:
         word = word_for_kind(group)
-        raise UserError(f"{at}: unknown {word} {kind!r}{nearest(kind, known) or ';'} known {word}s: {listed(known)}")
+        raise UserError(
+            f"{at}: unknown {word} {kind!r}{nearest(kind, known) or ';'} known {word}s: {listed(known)}; a class of "
+            "yours is named as module:Class"
+        )
     return known[kind]()
 
 
@@ -194,7 +229,7 @@ def _known(group: Group) -> Iterator[tuple[str, Any]]:
                 f"two installed packages offer the kind {entry.name!r} in datagen.{group}: {other.value} and "
                 f"{entry.value}; uninstall one"
             )
-        yield entry.name, partial(_from_outside, entry)
+        yield entry.name, partial(_from_outside, group, entry)
     package = importlib.import_module(f"datagen.{group}")
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
@@ -206,13 +241,49 @@ def _from_folder(group: Group, kind: str) -> type[Any]:
     return getattr(module, "".join(word.capitalize() for word in kind.split("_")))
 
 
-def _from_outside(entry: EntryPoint) -> type[Any]:
+def _from_outside(group: Group, entry: EntryPoint) -> type[Any]:
+    named = f"the installed plug-in {entry.name!r} ({entry.value})"
     try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
+        factory = entry.load()
+    except Exception as error:  # whatever somebody's module does while it is imported
+        raise UserError(f"{named} does not load: {error}; repair or uninstall it") from error
+    return _require_plugin(group, factory, named)
+
+
+def _from_module(group: Group, kind: str, at: str) -> type[Any]:
+    module_name, _, class_name = kind.partition(_IN_MODULE)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: no file here replaces what is installed
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # as above
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{at}: no module {module_name!r} in {here} or installed; run the command in the folder of its file, "
+                "or correct the name"
+            ) from None
         raise UserError(
-            f"the installed plug-in {entry.name!r} ({entry.value}) does not load: {error}; repair or uninstall it"
+            f"{at}: the module {module_name!r} does not load ({type(error).__name__}: {error}); repair it"
         ) from error
+    factory = getattr(module, class_name, None)
+    if not isinstance(factory, type):
+        classes = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        raise UserError(
+            f"{at}: {module.__file__} has no class {class_name!r}{nearest(class_name, classes) or ';'} it has: "
+            f"{listed(classes)}"
+        )
+    return _require_plugin(group, factory, f"{at}: {kind}")
+
+
+def _require_plugin(group: Group, factory: type[Any], named: str) -> type[Any]:
+    try:
+        settings_model(factory, given=GIVEN[group])
+    except (TypeError, NameError, PydanticUserError) as error:
+        raise UserError(f"{named} is no plug-in: {error}") from error
+    if not hasattr(factory, METHOD[group]):
+        raise UserError(f"{named} is none of the {group}: it has no method {METHOD[group]!r}; add it, or name another")
+    return factory
 
 
 def settings_model(factory: type[Any], *, given: tuple[str, ...]) -> type[BaseModel]:

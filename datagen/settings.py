@@ -103,7 +103,7 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if "digest" in settings and isinstance(settings.get("plan"), dict):  # written by datagen.runs
         settings = settings["plan"]
     for override in overrides:
-        _override(settings, override)
+        put(settings, override)
     return settings
 
 
@@ -118,7 +118,12 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: {error}; expected valid YAML, correct it there") from None
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
+def put(settings: dict[str, Any], override: str) -> None:
+    """Set the key that `key.sub=value` names.
+
+    Raises:
+        UserError: it is not of that form, or there is no such place.
+    """
     key, equals, text = override.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):

@@ -1,6 +1,7 @@
 """A contact sheet: the first thing to look at. Pictures, each with its labels beside it."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from scipy import ndimage
 
 from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.exporters import Entry
-from datagen.files import encode_png
+from datagen.files import encode_png, require_png
 from datagen.palette import palette
 from datagen.runs import Run, open_run
 from decoders.errors import UserError
@@ -39,8 +40,9 @@ def contact_sheet(folder: Path, *, to: Path, count: int = 16) -> None:
     """Write a PNG of up to `count` pictures, spread over a run's accepted samples or over a dataset of our COCO form.
 
     Raises:
-        UserError: the folder is neither, is damaged or holds no picture.
+        UserError: the folder is neither, is damaged or holds no picture; `to` is no name of a PNG.
     """
+    require_png(to)
     if (folder / "plan.yaml").is_file():
         run = open_run(folder)
         entries, taxonomy = list(_of_run(run, count)), run.taxonomy
@@ -102,7 +104,7 @@ def draw_sheet(items: Sequence[Entry], taxonomy: Taxonomy) -> UInt8[np.ndarray, 
     block_width = sum(widths) + _GAP * len(widths)
     abreast = _abreast(len(blocks), block_width, CELL_HEIGHT + _LINE + _GAP)
     width = block_width * abreast + _GAP
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = _font()
     legend = list(_legend(taxonomy, font, width))
     captions = [_wrapped(str(item.extra.get("caption") or item.name), font, block_width - _GAP) for item in items]
     rows = [range(start, min(start + abreast, len(items))) for start in range(0, len(items), abreast)]
@@ -240,7 +242,15 @@ def _cell(pixels: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
     return cell
 
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Font = ImageFont.FreeTypeFont
+
+
+@cache
+def _font() -> _Font:
+    """DejaVu Sans, which matplotlib brings: Pillow's own has no letters beyond ASCII."""
+    import matplotlib  # a third of a second, which a fit that draws nothing need not wait
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
 
 
 def _legend(taxonomy: Taxonomy, font: _Font, width: int) -> Iterator[tuple[int, int, str, tuple[int, int, int]]]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from datagen.coco_format import Annotation, Category, CocoFile, Picture, is_map_key, read_coco, read_panoptic
+from datagen.datasets import name_apart
 from datagen.files import read_image
 from datagen.panoptic import from_colors
 from decoders.average_precision import average_precision
@@ -112,7 +113,7 @@ def _check_tables(instances: CocoFile, stuff: CocoFile) -> Iterator[str]:
             f"{what} {number} is below 1, which COCO's scorer takes for 'no match'" for number in ids if number < 1
         )
     for what, names in (
-        ("image name", [picture.name for picture in instances.images]),
+        ("image name", name_apart([picture.path for picture in instances.images])),
         ("category name", [category.name for category in instances.categories]),
     ):
         yield from (f"{what} {name!r} occurs {times} times" for name, times in Counter(names).items() if times > 1)

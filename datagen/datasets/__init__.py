@@ -5,11 +5,13 @@ Settings are keyword-only arguments. A constructor lists the files and checks wh
 
 import difflib
 import hashlib
+import os
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import overload
 
 import numpy as np
@@ -81,7 +83,7 @@ def select(found: Sequence[str], *, names: Names | None, first: int | None, ever
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"{len(missing)} of {len(names)} names are not among the {len(found)} pictures of {where}, first "
-            f"{missing[0]!r}{hint}; names are file names without suffix"
+            f"{missing[0]!r}{hint}; names are file names without suffix, `folder__name` where several share one"
         )
     if len({normal(name) for name in names}) != len(names):
         raise UserError(f"a name is listed twice among {list(names)}; list each picture once")
@@ -108,24 +110,47 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def place(file: PurePath, ending: str = "") -> str:
+    """`sub/name` of a file below a folder: without suffix, and without the `ending` of its stem."""
+    return normal((file.parent / file.stem.removesuffix(ending)).as_posix())
+
+
+def whole_name(file: PurePath, ending: str = "") -> str:
+    """`sub__name`: as `place`, where no folder may stand."""
+    return place(file, ending).replace("/", "__")
+
+
+def name_apart(files: Sequence[PurePath], ending: str = "") -> list[str]:
+    """The name of each file below a folder: its stem less `ending`, or `sub__name` where others have that stem too."""
+    stems = [normal(file.stem.removesuffix(ending)) for file in files]
+    times = Counter(stems)
+    return [stem if times[stem] == 1 else whole_name(file, ending) for stem, file in zip(stems, files, strict=True)]
+
+
 def list_images(
     folder: Path, *, what: str, ending: str = "", suffixes: Container[str] = IMAGE_SUFFIXES
 ) -> dict[str, Path]:
-    """Picture files of a folder and its subfolders by normal name, sorted; the stem less `ending` is the name.
+    """Picture files of a folder and its subfolders, sorted, by their names as `name_apart` gives them.
 
     Raises:
         UserError: the folder is missing, or two files have one name.
+        PermissionError: it may not be read; subfolders that may not are passed over.
     """
     if not folder.is_dir():
         raise UserError(f"folder of {what} not found: {folder}; check the path")
+    os.scandir(folder).close()  # `rglob` takes a folder that may not be read for an empty one
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and path.stem.endswith(ending)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in suffixes or not path.stem.endswith(ending):
-            continue
-        other = found.setdefault(normal(path.stem.removesuffix(ending)), path)
+    for name, path in zip(name_apart([path.relative_to(folder) for path in files], ending), files, strict=True):
+        other = found.setdefault(name, path)
         if other != path:
-            raise UserError(f"{what} {other} and {path} share the name {path.stem!r}, which must be unique; rename one")
+            raise UserError(f"{what} {other} and {path} share the name {name!r}, which must be unique; rename one")
     return dict(sorted(found.items()))
 
 
@@ -148,17 +173,18 @@ def check_categories(categories: Sequence[Category], json: Path) -> None:
 
 
 def pictures_by_name(pictures: Iterable[Picture], json: Path) -> dict[str, Picture]:
-    """Those of a COCO file by normal name.
+    """Those of a COCO file, by their names as `name_apart` gives them.
 
     Raises:
         UserError: two share a name.
     """
+    pictures = list(pictures)
     found: dict[str, Picture] = {}
-    for picture in pictures:
-        other = found.setdefault(normal(picture.name), picture)
+    for name, picture in zip(name_apart([picture.path for picture in pictures]), pictures, strict=True):
+        other = found.setdefault(name, picture)
         if other is not picture:
             raise UserError(
-                f"{json}: pictures {other.file_name} and {picture.file_name} share the name {picture.name!r}, expected "
+                f"{json}: pictures {other.file_name} and {picture.file_name} share the name {name!r}, expected "
                 "names that differ; rename one"
             )
     return found

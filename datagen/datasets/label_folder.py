@@ -13,6 +13,7 @@ from datagen.datasets import (
     check_size,
     list_images,
     make_taxonomy,
+    place,
     select,
     to_semantic_ids,
 )
@@ -25,7 +26,10 @@ _UNNAMED = "scene"
 
 
 class LabelFolder(AnnotatedImages):
-    """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`; NPY arrays serve as well."""
+    """`root/images/a.jpg` with `root/labels/a.png` and, if wanted, `root/depth/a.png`; NPY arrays serve as well.
+
+    Where pictures in several subfolders share a name, their label files must lie in equal subfolders.
+    """
 
     def __init__(
         self,
@@ -87,6 +91,9 @@ class LabelFolder(AnnotatedImages):
         self._table = {label_id: semantic_id for semantic_id, label_id in enumerate(table, start=1)}
         self._table |= dict.fromkeys(void, 0)
         self._images = list_images(root / images, what="pictures", ending=image_ending)
+        self._places = {
+            name: place(path.relative_to(root / images), image_ending) for name, path in self._images.items()
+        }
         self.names = select(list(self._images), names=names, first=first, every=every, where=root / images)
         self._labels = None if labels is None else self._partners(root / labels, what="labels", ending=label_ending)
         self._depths = None if depth is None else self._partners(root / depth, what="depths", ending=depth_ending)
@@ -94,14 +101,21 @@ class LabelFolder(AnnotatedImages):
         self._depth_scale = depth_scale
 
     def _partners(self, folder: Path, *, what: str, ending: str) -> dict[str, Path]:
+        """Files by the names of the pictures: of an equal subfolder, or else of an equal name."""
         found = list_images(folder, what=what, ending=ending, suffixes=LABEL_SUFFIXES)
-        if missing := [name for name in self.names if name not in found]:
+        by_place = {place(path.relative_to(folder), ending): path for path in found.values()}
+        beside = {name: by_place[where] for name, where in self._places.items() if where in by_place}
+        taken = set(beside.values())
+        partners = {name: path for name, path in found.items() if path not in taken} | beside
+        if missing := [name for name in self.names if name not in partners]:
+            first = self._places[missing[0]]
+            expected = first if missing[0] == first.replace("/", "__") else missing[0]
             raise UserError(
                 f"{len(missing)} of {len(self.names)} pictures have no file among the {what} in {folder}, first "
-                f"{self._images[missing[0]].name}, expected {missing[0]}{ending}.png or .npy; "
+                f"{self._images[missing[0]].name}, expected {expected}{ending}.png or .npy; "
                 "add it, or list others in `names`"
             )
-        return found
+        return partners
 
     def load(self, name: str) -> AnnotatedImage:
         path = self._images[name]

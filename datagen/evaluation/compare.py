@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LEAST = 8
 """Pictures on either side, below which no distance means anything."""
+_ENOUGH = 50
+"""Pictures on either side, below which a kernel distance is mostly chance."""
 _NAMED = 5
 _BLIND = "knows its own faults least; name another one with --model, such as a folder of DINOv2"
 
@@ -82,11 +84,11 @@ class Comparison:
 
     def __str__(self) -> str:
         like, found, reference = self.likeness, self.found, self.reference
-        frechet = "too few pictures for it" if like.frechet is None else f"{like.frechet:.3f}"
+        frechet = "Fréchet: " + ("too few pictures for it" if like.frechet is None else f"{like.frechet:.3f}")
         listed = ", ".join(self.copies[:_NAMED]) + (", ..." if len(self.copies) > _NAMED else "")
         lines = [
             f"{found.pictures} pictures against {reference.pictures} of the reference, by features of {self.model}",
-            f"KID x 1000: {like.kid:.2f} (deviation over subsets {like.kid_deviation:.2f}); Fréchet: {frechet}",
+            f"KID x 1000: {like.kid:.2f} (deviation over subsets {like.kid_deviation:.2f}{self._doubt}); " + frechet,
             f"precision {like.precision:.3f}, recall {like.recall:.3f}",
             f"nearer to one of the reference than 99 % of those are to each other: {len(self.copies)}"
             + (f" ({listed})" if listed else ""),
@@ -102,6 +104,13 @@ class Comparison:
         rows = zip(self.taxonomy.names, found.class_shares, reference.class_shares, strict=True)
         lines += [f"  {name:26}{mine:>9.2%}{theirs:>11.2%}" for name, mine, theirs in rows]
         return "\n".join(lines)
+
+    @property
+    def _doubt(self) -> str:
+        """What speaks against the kernel distance."""
+        if min(self.found.pictures, self.reference.pictures) < _ENOUGH:
+            return f": too few pictures for a kernel distance, compare {_ENOUGH} or more on either side"
+        return ": not told from 0" if self.likeness.kid_deviation >= abs(self.likeness.kid) else ""
 
     def to_json(self) -> dict[str, object]:
         told: dict[str, dict[str, object]] = {

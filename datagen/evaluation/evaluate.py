@@ -113,7 +113,7 @@ def evaluate(
     pool_model = checked.pool_model
     space = None if pool_model is None else FeatureSpace(pool_model.reference(), device=lambda: launcher.device)
     seen_by = None if space is None else space.digest
-    keys = {cell: key_of(cell, checked, surveys, measured, checked.student.to_json(), seen_by) for cell in cells}
+    keys = {cell: key_of(cell, checked, surveys, measured, checked.student.decisive(), seen_by) for cell in cells}
     missing = [key for key in dict.fromkeys(keys.values()) if not _file(folder, key).exists()]
     launcher.barrier()  # nobody measures before everybody knows what is missing
     if missing:

@@ -8,6 +8,8 @@ written once its part is there, and `finish` merges the parts in the order of th
 """
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -29,6 +31,7 @@ from decoders.labels import DenseMap, LabelSet, Taxonomy
 
 _Part = dict[str, Any]
 _BETWEEN = "; "
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Coco:
@@ -74,6 +77,8 @@ class CocoWriter:
         source = {name: value for name, value in self._info.items() if name != "model"}
         settings = {"taxonomy": asdict(taxonomy), "info": source, "min_instance_pixels": min_instance_pixels}
         self._digest = hashlib.sha256(json_bytes(settings)).hexdigest()
+        told = {**source, "categories": categories(taxonomy), "min_instance_pixels": min_instance_pixels}
+        self._told: dict[str, Any] = json.loads(json_bytes(told))
         self._finished = False
         self.file_names: set[str] = set()
         """Of the pictures that are written whole."""
@@ -82,29 +87,47 @@ class CocoWriter:
     def _open(self) -> None:
         instances = self._annotations("instances")
         if self._settings_file.exists():
-            self._check_digest(read_json(self._settings_file)["digest"])
+            settings = read_json(self._settings_file)
+            self._check_digest(settings["digest"], settings.get("told", {}))
             self.file_names = {path.stem for path in self._parts.glob("*.json") if path != self._settings_file}
         elif instances.exists():
             data = read_json(instances)
-            self._check_digest(data.get("info", {}).get("settings_digest") if isinstance(data, dict) else None)
+            info = data.get("info", {}) if isinstance(data, dict) else {}
+            self._check_digest(
+                info.get("settings_digest"), {**info, "categories": data.get("categories")} if info else {}
+            )
             self.file_names = {image["file_name"] for image in data["images"]}
             self._finished = True
             shutil.rmtree(self._parts, ignore_errors=True)  # killed while it was being removed
         elif any(path.is_file() and not path.name.startswith(".") for path in self.folder.rglob("*")):
             raise UserError(f"{self.folder} is not empty and holds no dataset of ours; choose another folder with --to")
         else:
-            write_json(self._settings_file, {"digest": self._digest})
+            self._write_settings()
         for subfolder in self.folder.iterdir():
             if subfolder.is_dir():
                 remove_stale(subfolder)
         self._stems = {Path(name).stem: name for name in self.file_names}
 
-    def _check_digest(self, found: Any) -> None:
+    def _write_settings(self) -> None:
+        write_json(self._settings_file, {"digest": self._digest, "told": self._told})
+
+    def _check_digest(self, found: Any, told: Mapping[str, Any]) -> None:
         if found != self._digest:
             raise UserError(
-                f"{self.folder} holds a dataset of other settings (digest {found}, expected {self._digest}): another "
-                "taxonomy, source, model or reader. It is not overwritten: choose another folder, or remove that one"
+                f"{self.folder} holds a dataset of other settings: {self._differences(told)}. It is not overwritten: "
+                "choose another folder, or take the settings that it has"
             )
+
+    def _differences(self, told: Mapping[str, Any]) -> str:
+        """What is another than in the dataset that is there, as far as that tells."""
+        changed: list[str] = []
+        for name, value in self._told.items():
+            known = name in told or (bool(told) and name in self._info)
+            if known and told.get(name) != value:
+                there, now = _shown(told.get(name)), _shown(value)
+                same = "of the same names, but other ids, colours or phrases"
+                changed.append(f"{name} ({same if there == now else f'{there} there, {now} now'})")
+        return "; ".join(changed) or "which, it does not tell (min_instance_pixels, or all if another program wrote it)"
 
     def has(self, name: str) -> bool:
         """Whether the picture, named as for `add`, is written whole."""
@@ -248,7 +271,7 @@ class CocoWriter:
             part["instances_from"] = info["instances"].split(_BETWEEN) if "instances" in info else []
             part["maps"] = {task: info[task] for task in info if map_key(task) in picture}
             write_json(self._part_file(picture["file_name"]), part)
-        write_json(self._settings_file, {"digest": self._digest})  # last: from here on the parts count
+        self._write_settings()  # last: from here on the parts count
         self._finished = False
 
     def _annotations(self, kind: str) -> Path:
@@ -256,6 +279,15 @@ class CocoWriter:
 
     def _part_file(self, file_name: str) -> Path:
         return self._parts / f"{file_name}.json"
+
+
+def _shown(value: Any) -> str:
+    """A setting in a message: digests by their beginning, classes by their names."""
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:8]
+    if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+        return ", ".join(str(entry["name"]) for entry in value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _by_picture(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -14,6 +14,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from datagen import cli
+from datagen.coco_format import read_coco
+from datagen.datasets.coco import ANNOTATIONS
 from decoders.errors import UserError
 from tests.datagen import toys
 
@@ -71,6 +73,11 @@ def test_set_takes_one_or_several(typed: list[str], settings: list[str], monkeyp
             OSError(errno.ENOSPC, "No space left on device", "runs/a.tar"),
             2,
             "the disk is full while writing runs/a.tar",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "readers/mine/reader.json"),
+            2,
+            "error: no permission to read or write readers/mine/reader.json; give yourself the right",
         ),
         (KeyboardInterrupt(), 130, "go on with\n  datagen"),
         (OutOfMemoryError("CUDA out of memory. Tried ...\nmore"), 2, "is full (CUDA out of memory. Tried ...); take a"),
@@ -133,6 +140,11 @@ def test_from_a_plan_to_another_dataset_and_its_sheet(tmp_path: Path, monkeypatc
     assert str(made / "exports/coco") in told
     assert not (tmp_path / "elsewhere").exists()
     assert invoke("export", "coco", made, "--to", tmp_path / "copy") == f"5 pictures in {tmp_path / 'copy'}\n"
+    chosen = ["--set", "min_instance_pixels=100000"]
+    invoke("export", "coco", made, "--to", tmp_path / "no objects", *chosen)
+    counts = [read_coco(tmp_path / name / ANNOTATIONS).annotations for name in ("copy", "no objects")]
+    assert counts[0]
+    assert not counts[1], "no region is that large"
     names = sorted(path.name for path in (tmp_path / "copy/images").iterdir())
     assert names == sorted(path.name for path in (made / "exports/coco/images").iterdir())
     assert "is sound: 5 pictures" in invoke("validate", tmp_path / "copy")
@@ -152,8 +164,15 @@ def test_from_a_plan_to_another_dataset_and_its_sheet(tmp_path: Path, monkeypatc
     [
         (["export", "coco", "nowhere", "--to", "out"], "nowhere holds no run"),
         (["export", "kitti", "nowhere", "--to", "out"], "unknown kind 'kitti'"),
+        (["export", "mine:Kitti", "nowhere", "--to", "out"], "FORMAT.kind: no module 'mine' in"),
+        (["export", "coco", "nowhere", "--to", "out", "--set", "min_pixels=3"], "FORMAT.min_pixels: unknown key"),
         (["validate", "nowhere"], "nowhere"),
         (["show", "nowhere", "--to", "sheet.png"], "neither a run"),
+        (
+            ["show", "nowhere", "--to", "sheet.jpg"],
+            "sheet.jpg will be a PNG picture, expected a name that ends in .png",
+        ),
+        (["inspect", "nowhere.yaml", "--to", "sheet"], "sheet will be a PNG picture"),
         (["label", "--reader", "nowhere", "in", "--to", "out"], "nowhere is not a reader"),
     ],
 )

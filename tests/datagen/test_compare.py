@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from datagen.evaluation.compare import Contents, compare
+from datagen.evaluation.compare import Comparison, Contents, compare
 from datagen.evaluation.feature_space import FeatureSpace
-from datagen.evaluation.likeness import likeness
+from datagen.evaluation.likeness import Likeness, likeness
 from datagen.evaluation.vision import VisionEmbedder
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco
@@ -92,6 +92,25 @@ def test_contents_count_objects_by_their_share():
 
 def test_subsets_of_few_pictures_differ():
     assert likeness(draw(8, 0), draw(12, 1)).kid_deviation > 0
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reference", "kid", "told"),
+    [
+        (200, 20, 800.0, "(deviation over subsets 3.00: too few pictures for a kernel distance, compare 50 or more on"),
+        (20, 200, 800.0, "too few pictures for a kernel distance"),
+        (60, 60, -2.0, "KID x 1000: -2.00 (deviation over subsets 3.00: not told from 0); Fréchet"),
+        (60, 60, 800.0, "KID x 1000: 800.00 (deviation over subsets 3.00); Fréchet"),
+    ],
+)
+def test_a_kernel_distance_of_few_pictures_is_doubted(pictures: int, reference: int, kid: float, told: str):
+    sides = [Contents.of(TAXONOMY), Contents.of(TAXONOMY)]
+    sides[0].pictures, sides[1].pictures = pictures, reference
+    like = Likeness(kid=kid, kid_deviation=3.0, frechet=None, precision=1.0, recall=1.0, copies=())
+    found = Comparison(
+        taxonomy=TAXONOMY, model="some", likeness=like, copies=(), found=sides[0], reference=sides[1], labelled=False
+    )
+    assert told in str(found)
 
 
 def write(folder: Path, numbers: range, **info: Any) -> Path:

@@ -1,3 +1,4 @@
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -173,6 +174,43 @@ class TestLabelFolder:
         _put(tmp_path / "images" / "Bru\u0308cke.png", image(0, 3, 4))
         _put(tmp_path / "labels" / "Br\u00fccke.png", IDS)
         assert _folder(tmp_path, names=["Bru\u0308cke"])[0].name == "Br\u00fccke"
+
+    def test_pictures_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path):
+        for number, name in enumerate(("a/0", "b/é", "b/0", "0", "c/1")):
+            _put(tmp_path / "images" / f"{name}_l.png", image(number, 3, 4))
+            _put(tmp_path / "labels" / f"{name}_ids.png", np.full((3, 4), number, np.uint8))
+        endings = {"image_ending": "_l", "label_ending": "_ids", "classes": list("vwxyz"), "void": []}
+        dataset = _folder(tmp_path, **endings)
+        assert dataset.names == ("0", "1", "a__0", "b__0", "é")
+        assert [int(_semantic(dataset, index)[0, 0]) - 1 for index in range(5)] == [3, 4, 0, 2, 1]
+        assert _folder(tmp_path, **endings, names=["b__0"]).names == ("b__0",)
+        with pytest.raises(UserError, match="did you mean 'b__0'"):
+            _folder(tmp_path, **endings, names=["b_0"])
+        (tmp_path / "labels/b/0_ids.png").rename(tmp_path / "labels/0.png")
+        (tmp_path / "labels/0_ids.png").unlink()
+        assert _folder(tmp_path, **endings, names=["a__0"]).names == ("a__0",), "the only label of that name is its own"
+        for name, expected in (("b__0", "b/0_ids.png"), ("0", "0_ids.png")):
+            with pytest.raises(UserError, match=rf"first 0_l\.png, expected {expected}"):
+                _folder(tmp_path, **endings, names=[name])
+
+    def test_labels_of_one_name_belong_to_equal_folders_or_flat_names(self, tmp_path: Path):
+        for number, name in enumerate(("a/0", "b/0")):
+            _put(tmp_path / "images" / f"{name}.png", image(number, 3, 4))
+            _put(tmp_path / "labels" / f"{name}.png", np.full((3, 4), number, np.uint8))
+        (tmp_path / "images/a/0.png").unlink()
+        assert int(_semantic(_folder(tmp_path))[0, 0]) - 1 == 1, "one picture, and two labels that could be its own"
+        _put(tmp_path / "images/a/0.png", image(0, 3, 4))
+        for name in "ab":
+            (tmp_path / f"labels/{name}/0.png").rename(tmp_path / f"labels/{name}__0.png")
+        assert [int(_semantic(_folder(tmp_path), index)[0, 0]) - 1 for index in range(2)] == [0, 1]
+
+    def test_a_folder_that_may_not_be_read_is_not_called_empty(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        def refuse(_: Path) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", "images")
+
+        monkeypatch.setattr("datagen.datasets.os.scandir", refuse)
+        with pytest.raises(PermissionError):
+            _folder(folder)
 
     def test_pictures_can_be_chosen(self, folder: Path):
         assert _folder(folder, names=["d", "c"]).names == ("d", "c")
@@ -545,8 +583,8 @@ class TestCoco:
             ([], {"images": []}, "holds no picture"),
             (
                 [],
-                {"images": [{"id": n, "file_name": f"{n}/a.png", "width": 1, "height": 1} for n in (1, 2)]},
-                "1/a.png and 2/a.png share the name 'a'",
+                {"images": [{"id": n, "file_name": f"1/a.{n}", "width": 1, "height": 1} for n in ("2", "3")]},
+                "1/a.2 and 1/a.3 share the name '1__a'",
             ),
         ):
             with pytest.raises(UserError, match=text):
@@ -559,6 +597,15 @@ class TestCoco:
         (tmp_path / "annotations" / "instances.json").write_text("{")
         with pytest.raises(UserError, match="not of the COCO form"):
             Coco(root=tmp_path)
+
+    def test_pictures_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path):
+        files = ("1/a.png", "2/a.png", "2/b.png")
+        for number, name in enumerate(files):
+            _put(tmp_path / "images" / name, image(number, 10, 6))
+        listed = [{"id": n, "file_name": name, "width": 6, "height": 10} for n, name in enumerate(files, start=1)]
+        dataset = Coco(root=_coco(tmp_path, [], images=listed))
+        assert dataset.names == ("1__a", "2__a", "b")
+        np.testing.assert_array_equal(dataset[1].image, image(1, 10, 6))
 
     def test_our_own_export_comes_back_and_is_exported_to_the_same_bytes(self, tmp_path: Path):
         entries = [

@@ -381,9 +381,23 @@ def test_a_dataset_of_other_settings_is_not_touched(tmp_path: Path, finished: bo
         writer.finish()
     before = tree(tmp_path)
     other = Taxonomy(names=("a",), is_thing=(True,), colors=((1, 2, 3),))
-    for info, taxonomy in (({"plan_digest": "other"}, TAXONOMY), (INFO, other)):
-        with pytest.raises(UserError, match=r"holds a dataset of other settings .* choose another folder"):
+    recolored = replace(TAXONOMY, colors=(*TAXONOMY.colors[:-1], (9, 9, 9)))
+    asked = {**INFO, "phrases": ["sky"]}
+    for info, taxonomy, told in (
+        (
+            {**INFO, "plan_digest": 64 * "a"},
+            TAXONOMY,
+            r'settings: plan_digest \("abc" there, aaaaaaaa now\)\. It is not',
+        ),
+        (asked, TAXONOMY, r'settings: phrases \(null there, \["sky"\] now\)\.'),
+        (INFO, other, r"settings: categories \(sky, car, traffic sign, background there, a now\)\."),
+        (INFO, recolored, r"settings: categories \(of the same names, but other ids, colours or phrases\)\."),
+    ):
+        with pytest.raises(UserError, match=rf"holds a dataset of other {told}.* choose another folder"):
             _writer(tmp_path, info=info, taxonomy=taxonomy)
+    pixels = "which, it does not tell" if finished else r"min_instance_pixels \(20 there, 5 now\)"
+    with pytest.raises(UserError, match=f"holds a dataset of other settings: {pixels}"):
+        CocoWriter(tmp_path, TAXONOMY, info=INFO, min_instance_pixels=5)
     assert tree(tmp_path) == before
 
 

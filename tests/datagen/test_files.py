@@ -191,6 +191,18 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path, read: object):
         read(tmp_path / "none.png")
 
 
+def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for place in ("datagen.files.Image.open", "datagen.files.np.load", "pathlib.Path.read_text"):
+        monkeypatch.setattr(place, refuse)
+    reading = ((read_image, "a.png"), (read_label_png, "a.png"), (read_label_file, "a.npy"), (read_json, "a.json"))
+    for read, name in reading:
+        with pytest.raises(UserError, match=rf"^no permission to read .*{name}; give yourself the right"):
+            read(tmp_path / name)
+
+
 def test_floating_point_pictures_are_refused(tmp_path: Path):
     path = _saved(tmp_path / "a.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(UserError, match="floating-point numbers"):

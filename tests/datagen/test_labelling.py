@@ -1,5 +1,6 @@
 """A folder of photographs becomes a dataset, picture by picture, and nothing is lost on the way."""
 
+import errno
 import io
 import json
 import os
@@ -63,7 +64,7 @@ def label(reader: Path, folder: Path, to: Path, **settings: Any) -> LabelSummary
 
 def test_a_labelled_folder_is_a_sound_dataset(reader: Path, folder: Path, tmp_path: Path):
     summary = label(reader, folder, tmp_path / "out")
-    assert (summary.labelled, summary.were_there, summary.skipped) == (5, 0, {})
+    assert (summary.labelled, summary.were_there, summary.skipped, summary.left_out) == (5, 0, {}, [])
     report = validate(tmp_path / "out")
     assert report.sound
     assert report.pictures == 5
@@ -175,6 +176,69 @@ def test_another_picture_of_a_labelled_one_s_name_is_refused(reader: Path, folde
     assert tree(tmp_path / "out") == before
 
 
+def cameras(root: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(root / name)
+    return root
+
+
+def test_pictures_of_one_name_are_called_by_their_folders_too(reader: Path, tmp_path: Path):
+    photos = cameras(tmp_path / "photos", "left/0.jpg", "right/0.png", "right/1.jpg", "0.jfif")
+    assert label(reader, photos, tmp_path / "out").labelled == 4
+    assert validate(tmp_path / "out").sound
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "out/images").iterdir()}
+    assert copied == {
+        "left__0.jpg": (photos / "left/0.jpg").read_bytes(),
+        "right__0.png": (photos / "right/0.png").read_bytes(),
+        "1.jpg": (photos / "right/1.jpg").read_bytes(),
+        "0.jfif": (photos / "0.jfif").read_bytes(),
+    }
+    assert label(reader, photos, tmp_path / "out").were_there == 4
+
+
+def test_a_labelled_picture_whose_name_would_change_is_refused(reader: Path, tmp_path: Path):
+    photos = cameras(tmp_path / "photos", "left/0.jpg", "left/1.jpg")
+    label(reader, photos, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    cameras(photos, "left/0.jpg", "right/0.jpg")
+    with pytest.raises(UserError, match=r"holds .*left/0\.jpg as 0\.jpg, and would hold it again as left__0\.jpg"):
+        label(reader, photos, tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    label(reader, photos, tmp_path / "both")
+    (photos / "right/0.jpg").unlink()
+    with pytest.raises(UserError, match=r"as left__0\.jpg, and would hold it again as 0\.jpg: .* into a new folder"):
+        label(reader, photos, tmp_path / "both")
+
+
+def test_what_is_left_out_is_told(reader: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("x.HEIC", "sub folder/y.heic", "z.gif", ".hidden.gif"):
+        (folder / name).write_bytes(b"another format")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    summary = label(reader, folder, tmp_path / "out")
+    assert summary.labelled == 5
+    assert str(summary).splitlines()[1] == (
+        f"left out: 1 .gif, 2 .heic (convert them to .jpg or .png); folder {folder}/linked (a link; label where it "
+        f"leads); folder {folder}/locked (Permission denied)"
+    )
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix not in (".HEIC", ".heic", ".gif"):
+            path.unlink()
+    with pytest.raises(UserError, match=r"holds no picture .*; left out: 1 \.gif, 2 \.heic \(convert"):
+        label(reader, folder, tmp_path / "other")
+
+
 def test_unreadable_pictures_are_all_named_before_anything_is_labelled(reader: Path, folder: Path, tmp_path: Path):
     whole = (folder / "a.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
@@ -242,8 +306,10 @@ def test_another_model_is_refused_before_any_weight_loads(
 def test_a_dataset_of_another_batch_size_or_of_something_else_is_left_alone(reader: Path, folder: Path, tmp_path: Path):
     label(reader, folder, tmp_path / "out", batch_size=2)
     before = tree(tmp_path / "out")
-    with pytest.raises(UserError, match="holds a dataset of other settings"):
-        label(reader, folder, tmp_path / "out", batch_size=3)
+    for changed, told in (({"batch_size": 3}, "batch_size (2 there, 3 now)"), ({"coverage": 0.5}, "coverage (")):
+        with pytest.raises(UserError, match="holds a dataset of other settings") as caught:
+            label(reader, folder, tmp_path / "out", **{"batch_size": 2, **changed})
+        assert f"settings: {told}" in str(caught.value)
     assert tree(tmp_path / "out") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full/diary.txt").write_text("mine", encoding="utf-8")

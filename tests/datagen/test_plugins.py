@@ -1,5 +1,7 @@
-"""Kinds, settings and entry points."""
+"""Kinds, settings, entry points and classes of the user's own modules."""
 
+import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +9,8 @@ import pytest
 from annotated_types import Ge
 
 from datagen.filters.confidence import Confidence
+from datagen.generation import generate
+from datagen.keys import tell
 from datagen.plugins import Group, choose_part, find, kinds, settings_model
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
@@ -158,3 +162,104 @@ def test_nobody_replaces_a_kind_unseen(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path / "more"))
     with pytest.raises(UserError, match="two installed packages offer the kind 'sharp'"):
         find("filters", "sharp", at="")
+
+
+README = Path(__file__).parents[2] / "README.md"
+EXPORTER = """
+class Count:
+    def export(self, samples, taxonomy, folder, info):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            log.write(f"{len(list(samples))};")
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path, None, None]:
+    """The current folder, with the README's example in it; what is imported from it is forgotten afterwards."""
+    folder = tmp_path / "meine Filter"
+    folder.mkdir()
+    code = README.read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    (folder / "my_filters.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_class_in_a_file_of_the_current_folder_is_a_kind():
+    part = choose_part("filters", {"kind": "my_filters:Bright", "minimum": 60}, at="filters.0")
+    assert part.to_json() == {"kind": "my_filters:Bright", "minimum": 60}
+    verdict = part.build().judge(toys.sample())
+    assert verdict.keep == (verdict.scores["brightness"] >= 60)
+    assert tell("filters", "my_filters:Bright").startswith("minimum: 40.0")
+    with pytest.raises(UserError, match=r"filters\.0\.minimun: unknown key; did you mean 'minimum'"):
+        choose_part("filters", {"kind": "my_filters:Bright", "minimun": 60}, at="filters.0")
+
+
+@pytest.mark.usefixtures("toys_installed")
+def test_a_run_belongs_to_the_module_as_it_was(here: Path):
+    (here / "my_exporters.py").write_text(EXPORTER)
+    filters, exports = [{"kind": "my_filters:Bright", "minimum": 1}], [{"kind": "my_exporters:Count"}]
+    plan = toys.write_plan(here / "plan.yaml", toys.plan_values(here / "run", filters=filters, exports=exports))
+    log = here / "run/exports/my_exporters:Count/log.txt"
+    for expected in ("6;", "6;"):  # the second time nothing is left to do
+        generate(plan)
+        assert log.read_text() == expected
+    (here / "my_exporters.py").write_text(EXPORTER + "# edited")
+    generate(plan)
+    assert log.read_text() == "6;6;"
+    with (here / "my_filters.py").open("a") as file:
+        file.write("# edited")
+    with pytest.raises(UserError, match=r"belongs to another plan:\n  filters\.0\.code: "):
+        generate(plan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (
+            "my_filter:Bright",
+            r"filters\.0\.kind: no module 'my_filter' in .*meine Filter or installed; run the command in",
+        ),
+        ("nowhere.at.all:X", r"no module 'nowhere\.at\.all' in"),
+        ("my_filters:Brigth", r"my_filters\.py has no class 'Brigth'; did you mean 'Bright'\? it has: Bright"),
+        ("my_filters:", r"has no class ''; it has: Bright"),
+        (":Bright", r"the module '' does not load \(ValueError"),
+        ("broken:X", r"the module 'broken' does not load \(ModuleNotFoundError: No module named 'no_such_thing'\)"),
+        ("cut:X", r"the module 'cut' does not load \(SyntaxError: .*cut\.py, line 1"),
+        (
+            "others:Positional",
+            r"filters\.0\.kind: others:Positional is no plug-in: .*'size' of a plug-in must be keyword-only",
+        ),
+        ("others:Unknown", r"others:Unknown is no plug-in: name 'Missing' is not defined"),
+        ("others:Odd", r"others:Odd is no plug-in: Unable to generate pydantic-core schema"),
+        ("others:Empty", r"others:Empty is none of the filters: it has no method 'judge'"),
+    ],
+)
+def test_what_is_wrong_with_a_class_of_ones_own_is_told(kind: str, told: str, here: Path):
+    (here / "broken.py").write_text("import no_such_thing")
+    (here / "cut.py").write_text("class X(")
+    (here / "others.py").write_text(
+        "class Positional:\n    def __init__(self, size: int) -> None: ...\n"
+        "class Unknown:\n    def __init__(self, *, size: 'Missing') -> None: ...\n"
+        "class Stranger: ...\n"
+        "class Odd:\n    def __init__(self, *, size: Stranger) -> None: ...\n"
+        "class Empty: ...\n"
+    )
+    with pytest.raises(UserError, match=told):
+        choose(kind)
+
+
+def test_a_broken_plugin_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "raises_at_once.py").write_text("1 / 0")
+    offer(tmp_path, "broken", "[datagen.filters]\nbroken = raises_at_once:Thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = {line.split()[0]: line for line in tell("filters").splitlines()}
+    assert "cannot be used: the installed plug-in 'broken' (raises_at_once:Thing) does not load" in lines["broken"]
+    assert "confidence" in lines
+    assert "cannot be used" not in lines["confidence"]

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datagen.datasets.coco import Coco as Dataset
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco
+from datagen.inspection import overlay_sheet
 from datagen.records import Verdict
 from datagen.runs import Run, claim
 from datagen.sheet import CELL_HEIGHT, contact_sheet, draw_sheet, spread
@@ -33,6 +35,22 @@ def test_a_sheet_of_a_dataset_is_written_the_same_each_time(tmp_path: Path):
     assert (tmp_path / "ä 1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     with Image.open(tmp_path / "2.png") as sheet:
         assert sheet.height > 3 * CELL_HEIGHT
+
+
+def test_letters_beyond_ascii_are_drawn():
+    letters = "äöüßñł—№"
+    drawn = {draw_sheet([Entry("a", image(), {}, {"caption": letter})], TAXONOMY).tobytes() for letter in letters}
+    assert len(drawn) == len(letters), "a font without them draws the same box for all"
+
+
+@pytest.mark.parametrize("name", ["sheet.jpg", "sheet"])
+def test_a_name_that_is_no_png_is_refused(name: str, tmp_path: Path):
+    Coco().export([_entry(0)], TAXONOMY, tmp_path / "set", {})
+    with pytest.raises(UserError, match=rf"{name} will be a PNG picture, expected a name that ends in \.png"):
+        contact_sheet(tmp_path / "set", to=tmp_path / name)
+    with pytest.raises(UserError, match="will be a PNG picture"):
+        overlay_sheet(Dataset(root=tmp_path / "set"), to=tmp_path / name)
+    contact_sheet(tmp_path / "set", to=tmp_path / "sheet.PNG")
 
 
 def test_a_sheet_of_a_run_shows_accepted_samples_up_to_the_target(tmp_path: Path):
