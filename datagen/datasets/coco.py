@@ -16,9 +16,11 @@ from datagen.datasets import (
     check_categories,
     check_present,
     check_size,
+    first_few,
     make_taxonomy,
     pictures_by_name,
     select,
+    with_pixels,
 )
 from datagen.files import read_image
 from datagen.packing import confidence_name, unpack_map
@@ -92,14 +94,21 @@ class Coco(AnnotatedImages):
         self._unmarked = 0 if has_maps or unmarked == "void" else semantic_ids[BACKGROUND]
         self._has_objects = not has_maps or "instances" in file.info
         self._maps = {task: file.map_info(task) for task in sorted(tasks)}
-        self._annotations: dict[int, list[Annotation]] = {}
+        self._annotations: dict[int, list[Annotation]] = {picture.id: [] for picture in file.images}
+        strays: list[str] = []
         for annotation in file.annotations:
             if annotation.category_id not in self._semantic_ids:
                 raise UserError(
                     f"{self._json}: annotation {annotation.id} has category id {annotation.category_id}, expected one "
                     f"of {sorted(self._semantic_ids)}; add it to `categories` or remove the annotation"
                 )
-            self._annotations.setdefault(annotation.image_id, []).append(annotation)
+            if annotation.image_id in self._annotations:
+                self._annotations[annotation.image_id].append(annotation)
+            else:
+                strays.append(f"annotation {annotation.id} of image id {annotation.image_id}")
+        if strays:
+            told = f"{len(strays)} annotations belong to no picture of {self._json} and are left out: "
+            self.warnings = [told + f"{first_few(strays)}; add their pictures to `images`, or remove them"]
 
     def caption(self, name: str) -> str:
         """What `images[i].caption` says of the picture; empty when it says nothing."""
@@ -122,20 +131,22 @@ class Coco(AnnotatedImages):
             labels[task] = replace(unpack_map(steps, about.storage), repairs=picture.repairs(task))
         for task in [task for task in labels if confidence_name(task) in labels]:
             labels[task] = _with_confidence(labels[task], labels.pop(confidence_name(task)))
+        objects, empty = self._instances(picture)
         if self._has_objects:
-            labels["instances"] = self._instances(picture)
+            labels["instances"] = objects
         if "semantic" not in labels:
-            labels["semantic"] = semantic_map(self._instances(picture).painted(self._unmarked))
-        return AnnotatedImage(name=name, image=image, labels=labels)
+            labels["semantic"] = semantic_map(objects.painted(self._unmarked))
+        return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)
 
-    def _instances(self, picture: Picture) -> InstanceSet:
-        annotations = self._annotations.get(picture.id, [])
+    def _instances(self, picture: Picture) -> tuple[InstanceSet, tuple[str, ...]]:
+        """Its objects, and what those without a pixel are called."""
+        annotations = self._annotations[picture.id]
         try:
             masks = [annotation.mask(height=picture.height, width=picture.width) for annotation in annotations]
             points = self._points(annotations, picture)
         except UserError as error:
             raise UserError(f"{self._json}: {error}") from None
-        return InstanceSet.collect(
+        objects = InstanceSet.collect(
             masks,
             [self._semantic_ids[found.category_id] for found in annotations],
             size=(picture.height, picture.width),
@@ -143,6 +154,7 @@ class Coco(AnnotatedImages):
             is_crowd=[bool(found.iscrowd) for found in annotations],
             keypoints_px=points,
         )
+        return with_pixels(objects, [f"annotation {found.id}" for found in annotations])
 
     def _points(
         self, annotations: Sequence[Annotation], picture: Picture

@@ -15,6 +15,7 @@ from datagen.datasets import (
     make_taxonomy,
     pictures_by_name,
     select,
+    with_pixels,
 )
 from datagen.files import read_image
 from datagen.panoptic import from_colors
@@ -101,11 +102,13 @@ class CocoPanoptic(AnnotatedImages):
                 semantic[ids == segment.id] = semantic_id
             if self.taxonomy.is_thing[semantic_id - 1]:
                 things.append((segment, semantic_id))
-        objects = InstanceSet.collect(
+        found = InstanceSet.collect(
             [ids == segment.id for segment, _ in things],
             [semantic_id for _, semantic_id in things],
             size=(ids.shape[0], ids.shape[1]),
             scores=[segment.score for segment, _ in things],
             is_crowd=[bool(segment.iscrowd) for segment, _ in things],
         )
-        return AnnotatedImage(name=name, image=image, labels={"semantic": semantic_map(semantic), "instances": objects})
+        objects, empty = with_pixels(found, [f"segment {segment.id}" for segment, _ in things])
+        labels = {"semantic": semantic_map(semantic), "instances": objects}
+        return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)

@@ -23,7 +23,7 @@ from datagen.plugins import choose_part
 from decoders.errors import UserError
 from decoders.files import write_atomic
 from decoders.labels import DenseMap, InstanceSet, Skeleton
-from tests.datagen.made_up import TAXONOMY, image, labels, objects
+from tests.datagen.made_up import RING, TAXONOMY, coco_annotation, image, labels, objects, write_coco
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 CAMVID_CLASSES = (
@@ -299,27 +299,6 @@ class TestVoc:
             Voc(root=voc, classes=["a", "b"])[0]
 
 
-RING = [[1.0, 1.0, 7.0, 1.0, 7.0, 5.0, 1.0, 5.0]]
-
-
-def _annotation(number: int, category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 5, "category_id": category, "segmentation": segmentation} | more
-
-
-def _coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
-    """One picture 10 wide and 6 high in a subfolder, and one without objects."""
-    for name in ("sub/ü 1.png", "2.png"):
-        _put(root / "images" / name, image(0, 6, 10))
-    pictures = [
-        {"id": 5, "file_name": "sub/ü 1.png", "width": 10, "height": 6, "license": 3, "coco_file": None},
-        {"id": 2, "file_name": "2.png", "width": 10, "height": 6},
-    ]
-    categories = [{"id": 40, "name": "cat", "supercategory": "animal"}, {"id": 3, "name": "dog"}]
-    data = {"images": pictures, "annotations": annotations, "categories": categories}
-    write_json(root / "annotations" / "instances.json", data | more)
-    return root
-
-
 class TestCityscapes:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
@@ -402,7 +381,19 @@ class TestCocoPanoptic:
         )
         np.testing.assert_array_equal(mine, theirs)
 
+    def test_segments_without_a_pixel_are_no_objects(self, tmp_path: Path):
+        about = {"area": 1, "bbox": [0, 0, 1, 1]}
+        segments = [{"id": number, "category_id": 3, **about} for number in (700, 3, 4)]
+        segments.append({"id": 9_000_000, "category_id": 92, **about})
+        one = {"image_id": 8, "file_name": "a.png", "segments_info": segments}
+        picture = CocoPanoptic(root=self._write(tmp_path, annotations=[one]))[0]
+        found = picture.labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.masks.sum(axis=(1, 2)).tolist() == [3, 2]
+        assert picture.empty_objects == ("segment 4",)
+
     def test_contradictions_are_told(self, tmp_path: Path):
+        images = [{"id": 8, "file_name": f"{name}.png", "width": 6, "height": 4} for name in "ab"]
         one = {"image_id": 8, "file_name": "a.png", "segments_info": []}
         for changes, text in (
             ({"annotations": [one]}, r"a\.png holds segment 3, which"),
@@ -410,6 +401,7 @@ class TestCocoPanoptic:
             ({"categories": [{"id": 3, "name": "car"}]}, "category id 92, expected one of"),
             ({"annotations": [one, one]}, r"the segments of a\.png are given twice"),
             ({"annotations": []}, "holds no picture"),
+            ({"images": images}, r"pictures a\.png and b\.png share the id 8"),
         ):
             with pytest.raises(UserError, match=text):
                 CocoPanoptic(root=self._write(tmp_path, **changes))[0]
@@ -429,12 +421,12 @@ class TestCoco:
         crowd[:, 5:9] = True
         runs = [0, *np.diff(np.flatnonzero(np.diff(crowd.T.ravel().astype(int), prepend=0, append=0)), prepend=0)]
         counts = [int(run) for run in runs[1:]] + [6]
-        root = _coco(
+        root = write_coco(
             tmp_path,
             [
-                _annotation(1, 3, encode_mask(small), score=0.5),
-                _annotation(2, 40, RING, iscrowd=0),
-                _annotation(3, 3, {"size": [6, 10], "counts": counts}, iscrowd=1),
+                coco_annotation(1, 3, encode_mask(small), score=0.5),
+                coco_annotation(2, 40, RING, iscrowd=0),
+                coco_annotation(3, 3, {"size": [6, 10], "counts": counts}, iscrowd=1),
             ],
         )
         dataset = Coco(root=root)
@@ -462,12 +454,31 @@ class TestCoco:
 
     def test_category_zero_moves_all_ids_up(self, tmp_path: Path):
         categories = [{"id": 0, "name": "cat"}, {"id": 3, "name": "background"}]
-        root = _coco(tmp_path, [_annotation(1, 0, RING)], categories=categories)
+        root = write_coco(tmp_path, [coco_annotation(1, 0, RING)], categories=categories)
         dataset = Coco(root=root)
         assert dataset.taxonomy.names == ("cat", "background")
         assert dataset.taxonomy.category_ids == (1, 4)
         assert dataset.taxonomy.is_thing == (True, False)
         assert set(np.unique(_semantic(dataset))) == {1, 2}
+
+    def test_objects_without_a_pixel_are_left_out(self, tmp_path: Path):
+        outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
+        root = write_coco(
+            tmp_path,
+            [
+                coco_annotation(1, 3, outside, keypoints=[0] * 9),
+                coco_annotation(2, 40, RING),
+                coco_annotation(3, 3, encode_mask(np.zeros((6, 10), bool)), iscrowd=1),
+            ],
+            categories=[DOG, {"id": 40, "name": "cat"}],
+        )
+        picture = Coco(root=root)[0]
+        found = picture.labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.category_ids.tolist() == [2]
+        assert found.keypoints_px is not None
+        assert found.keypoints_px.shape == (1, 3, 3)
+        assert picture.empty_objects == ("annotation 1", "annotation 3")
 
     @pytest.mark.parametrize(
         ("segmentation", "text"),
@@ -482,18 +493,18 @@ class TestCoco:
         ],
     )
     def test_malformed_masks_are_named(self, tmp_path: Path, segmentation: Any, text: str):
-        root = _coco(tmp_path, [_annotation(1, 3, segmentation)])
+        root = write_coco(tmp_path, [coco_annotation(1, 3, segmentation)])
         with pytest.raises(UserError, match=text):
             Coco(root=root)[0]
 
     def test_keypoints_are_those_of_the_category(self, tmp_path: Path):
         points = [1.5, 2, 2, 0, 0, 0, 9, 5, 1]
-        root = _coco(
+        root = write_coco(
             tmp_path,
             [
-                _annotation(1, 3, RING, keypoints=points, num_keypoints=2),
-                _annotation(2, 40, RING),
-                _annotation(3, 3, RING),
+                coco_annotation(1, 3, RING, keypoints=points, num_keypoints=2),
+                coco_annotation(2, 40, RING),
+                coco_annotation(3, 3, RING),
             ],
             categories=[DOG, {"id": 40, "name": "cat"}],
         )
@@ -505,9 +516,9 @@ class TestCoco:
         assert isinstance(found, InstanceSet)
         assert found.keypoints_px is not None
         assert found.keypoints_px.reshape(3, 9).tolist() == [points, [0] * 9, [0] * 9]
-        moved = [_annotation(1, 3, RING, keypoints=[2.5, *points[1:]], num_keypoints=2)]
+        moved = [coco_annotation(1, 3, RING, keypoints=[2.5, *points[1:]], num_keypoints=2)]
         before, after = (
-            data_digest(Coco(root=_coco(tmp_path / name, annotations, categories=[DOG])))
+            data_digest(Coco(root=write_coco(tmp_path / name, annotations, categories=[DOG])))
             for name, annotations in (("a", [moved[0] | {"keypoints": points}]), ("b", moved))
         )
         assert before != after, "a corrected joint is other data"
@@ -521,19 +532,19 @@ class TestCoco:
         ],
     )
     def test_malformed_keypoints_are_named(self, tmp_path: Path, points: list[float], text: str):
-        root = _coco(tmp_path, [_annotation(1, 3, RING, keypoints=points)], categories=[DOG])
+        root = write_coco(tmp_path, [coco_annotation(1, 3, RING, keypoints=points)], categories=[DOG])
         with pytest.raises(UserError, match=f"instances.json: {text}"):
             Coco(root=root)[0]
 
     def test_skeletons_of_two_classes_are_refused(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"categories \['dog', 'cat'\] all have keypoints"):
-            Coco(root=_coco(tmp_path, [], categories=[DOG, DOG | {"id": 40, "name": "cat"}]))
+            Coco(root=write_coco(tmp_path, [], categories=[DOG, DOG | {"id": 40, "name": "cat"}]))
         with pytest.raises(UserError, match=r"instances.json: bones \[\(0, 3\)\] of a skeleton"):
-            Coco(root=_coco(tmp_path / "b", [], categories=[DOG | {"skeleton": [[1, 4]]}]))
+            Coco(root=write_coco(tmp_path / "b", [], categories=[DOG | {"skeleton": [[1, 4]]}]))
 
     def test_contradictions_in_the_json_are_told(self, tmp_path: Path):
         for annotations, more, text in (
-            ([_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
+            ([coco_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
             ([], {"categories": [{"id": 1, "name": "a"}] * 2}, "two categories share an id"),
             ([], {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]}, r"missing, first .*no\.png"),
             ([], {"images": [{"id": 1, "file_name": "2.png"}]}, r"not of the COCO form .*images\.0\.width: Field"),
@@ -543,12 +554,17 @@ class TestCoco:
                 {"images": [{"id": n, "file_name": f"{n}/a.png", "width": 1, "height": 1} for n in (1, 2)]},
                 "1/a.png and 2/a.png share the name 'a'",
             ),
+            (
+                [],
+                {"images": [{"id": 7, "file_name": f"{name}.png", "width": 1, "height": 1} for name in "ab"]},
+                "pictures a.png and b.png share the id 7, expected ids that differ",
+            ),
         ):
             with pytest.raises(UserError, match=text):
-                Coco(root=_coco(tmp_path, annotations, **more))
+                Coco(root=write_coco(tmp_path, annotations, **more))
         picture = {"id": 1, "file_name": "2.png", "width": 6, "height": 10}
         with pytest.raises(UserError, match=r"2\.png is 10 x 6 .*instances\.json is 6 x 10"):
-            Coco(root=_coco(tmp_path, [], images=[picture]))[0]
+            Coco(root=write_coco(tmp_path, [], images=[picture]))[0]
         with pytest.raises(UserError, match="COCO file not found"):
             Coco(root=tmp_path / "none")
         (tmp_path / "annotations" / "instances.json").write_text("{")

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from datagen import cli
 from datagen.datasets import AnnotatedImages
+from datagen.datasets.coco import Coco
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources
+from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources, oddities
 from datagen.pocket.truth import write_scenes
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
+from tests.datagen.made_up import RING, coco_annotation, write_coco
 
 QUIET = Console(quiet=True)
 TAXONOMY = Taxonomy(
@@ -126,6 +128,20 @@ def test_a_plan_and_a_dataset_can_both_be_inspected(tmp_path: Path):
         assert sheet.width > 300
     sources = inspect_sources(Path("configs/pocket_reader.yaml"), ["data.count=2", "validation.count=1"])
     assert {name: len(source) for name, source in sources.items()} == {"data": 2, "validation": 1}
+
+
+def test_what_a_coco_file_says_of_no_picture_or_no_pixel_is_told(tmp_path: Path):
+    outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
+    strays = [coco_annotation(number, 3, RING, image_id=99) for number in range(10, 17)]
+    root = write_coco(tmp_path, [coco_annotation(1, 3, RING), coco_annotation(2, 40, outside), *strays])
+    found = inspect(Coco(root=root), console=QUIET)
+    assert found.classes[1].objects == 0
+    warnings = "\n".join(found.warnings())
+    assert "7 annotations belong to no picture of " in warnings
+    assert "left out: annotation 10 of image id 99; annotation 11 of" in warnings
+    assert "annotation 14 of image id 99 and 2 more; add their pictures to `images`, or remove them" in warnings
+    assert "1 objects have no pixel in their picture and are left out: annotation 2 of ü 1; correct or" in warnings
+    assert oddities(Coco(root=root)) == list(found.warnings())
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
