@@ -44,7 +44,8 @@ ANNOTATIONS = "annotations/instances.json"
 class Coco(AnnotatedImages):
     """Objects (`instances`) and their union (`semantic`), in which smaller ones lie on top and crowds are void.
 
-    A dataset with PNG maps of its own (`images[i].semantic_file`, `depth_file`, ...) is read through these instead.
+    A dataset with PNG maps of its own (`images[i].semantic_file`, `depth_file`, ...) is read through these instead, and
+    one of ours that says no classes has only these.
     """
 
     def __init__(
@@ -82,17 +83,22 @@ class Coco(AnnotatedImages):
         check_present(list(self._files.values()))
         tasks = {task for picture in file.images for task in picture.maps} & file.info.keys()
         has_maps = "semantic" in tasks
+        # Without classes, all of a picture would be background, which its reader of depths never said.
+        self._says_classes = "settings_digest" not in file.info or not file.info.keys().isdisjoint(
+            {"semantic", "instances"}
+        )
+        has_own_table = has_maps or not self._says_classes
         check_categories(file.categories, self._json)
         self.taxonomy = (
             _own_taxonomy(file.categories, colors, self._json)
-            if has_maps
+            if has_own_table
             else _taxonomy(file.categories, unmarked, colors)
         )
         semantic_ids = {name: semantic_id for semantic_id, name in enumerate(self.taxonomy.names, start=1)}
         self.taxonomy = replace(self.taxonomy, skeleton=_skeleton(file.categories, self._json))
         self._semantic_ids = {category.id: semantic_ids[category.name] for category in file.categories}
-        self._unmarked = 0 if has_maps or unmarked == "void" else semantic_ids[BACKGROUND]
-        self._has_objects = not has_maps or "instances" in file.info
+        self._unmarked = 0 if has_own_table or unmarked == "void" else semantic_ids[BACKGROUND]
+        self._has_objects = "instances" in file.info or (self._says_classes and not has_maps)
         self._maps = {task: file.map_info(task) for task in sorted(tasks)}
         self._annotations: dict[int, list[Annotation]] = {picture.id: [] for picture in file.images}
         strays: list[str] = []
@@ -134,7 +140,7 @@ class Coco(AnnotatedImages):
         objects, empty = self._instances(picture)
         if self._has_objects:
             labels["instances"] = objects
-        if "semantic" not in labels:
+        if "semantic" not in labels and self._says_classes:
             labels["semantic"] = semantic_map(objects.painted(self._unmarked))
         return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)
 
@@ -206,13 +212,13 @@ def _taxonomy(
 def _own_taxonomy(
     categories: Sequence[Category], colors: Mapping[str, tuple[int, int, int]] | None, json: Path
 ) -> Taxonomy:
-    """The table of a dataset with semantic PNGs."""
+    """The table that we wrote."""
     given = dict(colors or {})
     table = sorted(categories, key=lambda category: category.semantic_id or 0)
     if [category.semantic_id for category in table] != list(range(1, len(table) + 1)):
         raise UserError(
-            f"{json} names semantic PNGs, but its categories have semantic ids "
-            f"{[row.semantic_id for row in table]}, expected 1..{len(table)}; write the dataset again"
+            f"{json} names PNG maps, but its categories have semantic ids {[row.semantic_id for row in table]}, "
+            f"expected 1..{len(table)}; write the dataset again"
         )
     return Taxonomy(
         names=tuple(row.name for row in table),

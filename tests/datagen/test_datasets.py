@@ -608,6 +608,12 @@ class TestCoco:
                     del annotation["score"]  # confidence is not among the files of a COCO dataset
             assert first == second
 
+    def test_an_export_without_classes_has_neither_objects_nor_background(self, tmp_path: Path):
+        CocoExporter().export([Entry("a", image(), {"depth": labels()["depth"]}, {})], TAXONOMY, tmp_path, {})
+        dataset = Coco(root=tmp_path)
+        assert dataset[0].labels.keys() == {"depth"}
+        assert dataset.taxonomy == TAXONOMY
+
     def test_colors_given_win(self, tmp_path: Path):
         CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path, {})
         dataset = Coco(root=tmp_path, colors={"sky": (1, 2, 3)})

@@ -13,8 +13,11 @@ from datagen import cli
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.coco import Coco
 from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.exporters import Entry
+from datagen.exporters.coco import Coco as CocoExporter
 from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources, oddities
 from datagen.pocket.truth import write_scenes
+from datagen.validation import validate
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
 from tests.datagen.made_up import RING, coco_annotation, write_coco
@@ -102,6 +105,19 @@ def test_background_alone_is_no_annotation():
         )
     )
     assert found.empty == ["forgotten"]
+
+
+def test_an_export_of_depths_alone_lacks_no_class(tmp_path: Path):
+    meters = np.full((10, 20), 8, np.float32)
+    entry = Entry("a", np.zeros((10, 20, 3), np.uint8), {"depth": metric_depth(meters)}, {})
+    CocoExporter().export([entry], TAXONOMY, tmp_path, {})
+    found = inspect(Coco(root=tmp_path), console=QUIET)
+    assert "labels: depth (1)" in str(found)
+    assert not any(count.pictures for count in found.classes)
+    assert list(found.warnings()) == []
+    assert validate(tmp_path).sound
+    done = CliRunner().invoke(cli.app, ["show", str(tmp_path), "--to", str(tmp_path / "sheet.png")])
+    assert done.exit_code == 0, done.output
 
 
 def test_depth_with_gaps_is_told_apart_from_sky():
