@@ -461,6 +461,26 @@ class TestCoco:
         assert dataset.taxonomy.is_thing == (True, False)
         assert set(np.unique(_semantic(dataset))) == {1, 2}
 
+    def test_what_others_write_where_they_know_nothing_is_read(self, tmp_path: Path):
+        plain = [coco_annotation(1, 3, RING), coco_annotation(2, 40, [[0.0, 0.0, 2.0, 0.0, 2.0, 2.0]])]
+        odd = [row | {"iscrowd": None, "score": None, "bbox": [], "area": None, "keypoints": None} for row in plain]
+        for row in odd:
+            del row["id"]
+        file = write_coco(tmp_path / "odd", odd, info=None) / "annotations" / "instances.json"
+        data = json.loads(file.read_text())
+        data["images"][0]["caption"] = None
+        data["categories"][0]["color"] = "#ff00aa"
+        data["categories"][1] |= {"color": [1, 2], "keypoints": None, "skeleton": None}
+        file.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
+        found = Coco(root=tmp_path / "odd")
+        given = Coco(root=write_coco(tmp_path / "plain", plain))
+        assert found.taxonomy == given.taxonomy
+        assert data_digest(found) == data_digest(given)
+        assert found.caption("ü 1") == ""
+        file.write_bytes(json.dumps(data | {"annotations": [odd[0], odd[1] | {"segmentation": [[1]]}]}).encode())
+        with pytest.raises(UserError, match="annotation 2 has an outline of 1 numbers"):
+            Coco(root=tmp_path / "odd")[0]
+
     def test_objects_without_a_pixel_are_left_out(self, tmp_path: Path):
         outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
         root = write_coco(
@@ -567,9 +587,10 @@ class TestCoco:
             Coco(root=write_coco(tmp_path, [], images=[picture]))[0]
         with pytest.raises(UserError, match="COCO file not found"):
             Coco(root=tmp_path / "none")
-        (tmp_path / "annotations" / "instances.json").write_text("{")
-        with pytest.raises(UserError, match="not of the COCO form"):
-            Coco(root=tmp_path)
+        for content in (b"{", b"\xff", b"[]"):
+            (tmp_path / "annotations" / "instances.json").write_bytes(content)
+            with pytest.raises(UserError, match="not of the COCO form"):
+                Coco(root=tmp_path)
 
     def test_our_own_export_comes_back_and_is_exported_to_the_same_bytes(self, tmp_path: Path):
         entries = [
