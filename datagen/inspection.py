@@ -32,6 +32,7 @@ class ClassCount:
     pictures: int = 0
     pixels: int = 0
     objects: int = 0
+    """Crowds aside, which nobody learns from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,12 +89,12 @@ class Inspection:
             self.empty.append(picture.name)
 
     def _objects(self, name: str, label: InstanceSet, seen: set[int]) -> bool:
-        for semantic_id in label.category_ids.tolist():
+        single = np.flatnonzero(~label.is_crowd)
+        for semantic_id in label.category_ids[single].tolist():
             self.classes[semantic_id - 1].objects += 1
             seen.add(semantic_id)
         if label.keypoints_px is not None:
             self.pointed += int((label.keypoints_px[..., 2] > 0).any(axis=1).sum())
-        single = np.flatnonzero(~label.is_crowd)
         self.most_objects = max(self.most_objects, len(single))
         if overlap := _largest_overlap(label.masks[single]):
             first, second, pixels = overlap

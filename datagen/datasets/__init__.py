@@ -133,13 +133,16 @@ def list_images(
     return dict(sorted(found.items()))
 
 
-def check_present(pictures: Sequence[Path]) -> None:
+def check_present(file_names: Sequence[str], *, root: Path, images: str) -> None:
     """
     Raises:
-        UserError: a picture is missing; counts them.
+        UserError: a picture is missing in the folder `images`; counts them, and says where they lie if that is clear.
     """
-    if missing := [path for path in pictures if not path.is_file()]:
-        raise UserError(f"{len(missing)} of {len(pictures)} pictures are missing, first {missing[0]}; check `images`")
+    if missing := [name for name in file_names if not (root / images / name).is_file()]:
+        below_root = all((root / name).is_file() for name in missing)
+        remedy = "they lie in root itself: set `images: .`" if below_root else "check `images`"
+        first = root / images / missing[0]
+        raise UserError(f"{len(missing)} of {len(file_names)} pictures are missing, first {first}; {remedy}")
 
 
 def check_categories(categories: Sequence[Category], json: Path) -> None:

@@ -62,7 +62,8 @@ class CocoPanoptic(AnnotatedImages):
             colors=colors,
         )
         self._semantic_ids = {number: semantic_id for semantic_id, number in enumerate(classes, start=1)}
-        pictures = {picture.id: (name, picture) for name, picture in pictures_by_name(file.images, self._json).items()}
+        by_name = pictures_by_name(file.images, self._json)
+        pictures = {picture.id: (name, picture) for name, picture in by_name.items()}
         self._segments: dict[str, tuple[Path, list[SegmentEntry]]] = {}
         self._files: dict[str, Path] = {}
         for one in file.annotations:
@@ -77,7 +78,7 @@ class CocoPanoptic(AnnotatedImages):
             self._files[name] = self._root / images / picture.file_name
             self._segments[name] = (self._root / segments / one.file_name, one.segments_info)
         self.names = select(list(self._files), names=names, first=first, every=every, where=self._json)
-        check_present([self._files[name] for name in self.names])
+        check_present([by_name[name].file_name for name in self.names], root=self._root, images=images)
 
     def load(self, name: str) -> AnnotatedImage:
         (path, segments), image = self._segments[name], read_image(self._files[name])

@@ -481,6 +481,89 @@ class TestCoco:
         with pytest.raises(UserError, match="annotation 2 has an outline of 1 numbers"):
             Coco(root=tmp_path / "odd")[0]
 
+    def test_boxes_alone_are_told_together_or_made_void(self, tmp_path: Path):
+        boxes = [coco_annotation(n, 3, [] if n % 2 else None, bbox=[5.5, 1, 2, 3]) for n in range(2, 9)]
+        boxes[0] |= {"keypoints": [1, 1, 2] * 3}
+        root = write_coco(tmp_path, [coco_annotation(1, 40, RING), *boxes], categories=[DOG, {"id": 40, "name": "cat"}])
+        text = (
+            "7 of 8 objects have no outline or mask, which a box does not give: annotation 2 of sub/ü 1.png; .* and 2 "
+            "more; outline them, or set `boxes: void`"
+        )
+        with pytest.raises(UserError, match=text):
+            Coco(root=root)
+        assert Coco(root=root, names=["2"]).names == ("2",), "pictures that are not read need no outlines"
+        dataset = Coco(root=root, boxes="void")
+        box = np.zeros((6, 10), bool)
+        box[1:4, 5:8] = True
+        ring = np.zeros((6, 10), bool)
+        ring[1:5, 1:7] = True
+        expected = np.full((6, 10), 3)
+        expected[box] = 0
+        expected[ring] = 2
+        np.testing.assert_array_equal(_semantic(dataset), expected)
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        np.testing.assert_array_equal(found.masks, [ring, *[box] * 7])
+        assert found.is_crowd.tolist() == [False, *[True] * 7]
+        assert found.keypoints_px is not None
+        assert not found.keypoints_px.any()
+        for lacking in ({}, {"bbox": []}):
+            root = write_coco(tmp_path, [coco_annotation(1, 3, None, **lacking)])
+            with pytest.raises(UserError, match="1 of 1 objects have neither outline, mask nor box: annotation 1 of"):
+                Coco(root=root, boxes="void")
+
+    def test_classes_choose_among_the_categories(self, tmp_path: Path):
+        categories = [{"id": 0, "name": "all"}, {"id": 9, "name": "bird"}, DOG, {"id": 40, "name": "cat"}]
+        annotations = [coco_annotation(1, 40, RING), coco_annotation(2, 9, None), coco_annotation(3, 3, RING)]
+        root = write_coco(tmp_path, annotations, categories=categories)
+        dataset = Coco(root=root, classes=["cat"])
+        assert dataset.taxonomy.names == ("cat", "background")
+        assert dataset.taxonomy.category_ids == (40, 41)
+        assert dataset.taxonomy.skeleton is None
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.category_ids.tolist() == [1]
+        dataset = Coco(root=root, classes=["cat", "dog"])
+        assert dataset.taxonomy.category_ids == (3, 40, 41)
+        dog = Coco(root=root, classes=["dog"])
+        assert dog.taxonomy.category_ids == (3, 41), "40 is the cat's"
+        ring = np.zeros((6, 10), bool)
+        ring[1:5, 1:7] = True
+        np.testing.assert_array_equal(_semantic(dog), np.where(ring, 1, 2))
+        np.testing.assert_array_equal(_semantic(Coco(root=root, classes=["dog"], unmarked="void"), 1), 0)
+
+    def test_classes_that_are_no_categories_are_told(self, tmp_path: Path):
+        root = write_coco(tmp_path / "a", [])
+        for classes, text in (
+            (
+                ["cat", "dok"],
+                r"`classes` names 'dok', which is no category of .*did you mean 'dog'\? categories: cat, dog",
+            ),
+            ([], "an empty list of `classes`"),
+        ):
+            with pytest.raises(UserError, match=text):
+                Coco(root=root, classes=classes)
+        CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path / "b", {})
+        with pytest.raises(UserError, match="names PNG maps, whose classes belong together"):
+            Coco(root=tmp_path / "b", classes=["car"])
+
+    def test_pictures_that_lie_in_root_are_told(self, tmp_path: Path):
+        pictures = [{"id": 1, "file_name": "images/2.png", "width": 10, "height": 6}]
+        root = write_coco(tmp_path, [], images=pictures)
+        with pytest.raises(
+            UserError, match=r"1 of 1 pictures are missing, first .*; they lie in root itself: set `ima"
+        ):
+            Coco(root=root)
+        assert Coco(root=root, images=".").names == ("2",)
+        panoptic = {
+            "images": pictures,
+            "annotations": [{"image_id": 1, "file_name": "2.png", "segments_info": []}],
+            "categories": [{"id": 3, "name": "car"}],
+        }
+        write_json(root / "annotations" / "panoptic.json", panoptic)
+        with pytest.raises(UserError, match=r"set `images: \.`"):
+            CocoPanoptic(root=root)
+
     def test_objects_without_a_pixel_are_left_out(self, tmp_path: Path):
         outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
         root = write_coco(
@@ -503,8 +586,6 @@ class TestCoco:
     @pytest.mark.parametrize(
         ("segmentation", "text"),
         [
-            ([], "annotation 1 has no outline or mask"),
-            (None, "annotation 1 has no outline or mask"),
             ([[1, 1, 3, 3]], "an outline of 4 numbers; expected x, y of three points"),
             ([[1, 1, 3, 3, 5]], "an outline of 5 numbers"),
             ({"size": [10, 6], "counts": [60]}, r"a mask of size \(10, 6\); expected the picture's \(6, 10\)"),
@@ -566,7 +647,11 @@ class TestCoco:
         for annotations, more, text in (
             ([coco_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
             ([], {"categories": [{"id": 1, "name": "a"}] * 2}, "two categories share an id"),
-            ([], {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]}, r"missing, first .*no\.png"),
+            (
+                [],
+                {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]},
+                r"missing, first .*no\.png; check `images`",
+            ),
             ([], {"images": [{"id": 1, "file_name": "2.png"}]}, r"not of the COCO form .*images\.0\.width: Field"),
             ([], {"images": []}, "holds no picture"),
             (

@@ -120,6 +120,13 @@ def test_an_export_of_depths_alone_lacks_no_class(tmp_path: Path):
     assert done.exit_code == 0, done.output
 
 
+def test_crowds_are_no_example():
+    crowd = replace(balls(ids(1).astype(bool)), is_crowd=np.ones(1, bool))
+    found = look(a={"instances": crowd})
+    assert [(count.pictures, count.objects) for count in found.classes] == [(0, 0)] * 3
+    assert found.empty == []
+
+
 def test_depth_with_gaps_is_told_apart_from_sky():
     meters = np.full((10, 20), np.inf, np.float32)
     meters[4, :10] = 8
