@@ -312,10 +312,7 @@ def export(
     _out.print(f"{write(format, run, to=to)} pictures in {to}", markup=False)
 
 
-@app.command(
-    epilog="Examples: datagen validate runs/demo/exports/coco; "
-    "datagen validate roboflow/train --annotations _annotations.coco.json --images ."
-)
+@app.command(epilog="Example: datagen validate runs/demo/exports/coco")
 def validate(
     dataset: Annotated[
         Path, typer.Argument(metavar="DATASET", help="Folder with annotations/, images/, semantic/ ...")

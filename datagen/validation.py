@@ -80,7 +80,8 @@ class ValidationReport:
             UserError: there are problems; the text lists them.
         """
         if not self.sound:
-            raise UserError(f"{self}\nwrite the dataset again, or correct what is listed")
+            remedy = "correct what is listed" if self.foreign else "write the dataset again, or correct what is listed"
+            raise UserError(f"{self}\n{remedy}")
 
 
 def validate(folder: Path, *, annotations: str = ANNOTATIONS, images: str = "images") -> ValidationReport:

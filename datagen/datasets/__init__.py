@@ -140,7 +140,7 @@ def check_present(file_names: Sequence[str], *, root: Path, images: str) -> None
     """
     if missing := [name for name in file_names if not (root / images / name).is_file()]:
         below_root = all((root / name).is_file() for name in missing)
-        remedy = "they lie in root itself: set `images: .`" if below_root else "check `images`"
+        remedy = "their names are as seen from root: set `images: .`" if below_root else "check `images`"
         first = root / images / missing[0]
         raise UserError(f"{len(missing)} of {len(file_names)} pictures are missing, first {first}; {remedy}")
 

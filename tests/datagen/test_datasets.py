@@ -547,11 +547,11 @@ class TestCoco:
         with pytest.raises(UserError, match="names PNG maps, whose classes belong together"):
             Coco(root=tmp_path / "b", classes=["car"])
 
-    def test_pictures_that_lie_in_root_are_told(self, tmp_path: Path):
+    def test_names_as_seen_from_root_are_told(self, tmp_path: Path):
         pictures = [{"id": 1, "file_name": "images/2.png", "width": 10, "height": 6}]
         root = write_coco(tmp_path, [], images=pictures)
         with pytest.raises(
-            UserError, match=r"1 of 1 pictures are missing, first .*; they lie in root itself: set `ima"
+            UserError, match=r"1 of 1 pictures are missing, first .*; their names are as seen from root: set `ima"
         ):
             Coco(root=root)
         assert Coco(root=root, images=".").names == ("2",)
