@@ -332,11 +332,17 @@ def validate(
     dataset: Annotated[
         Path, typer.Argument(metavar="DATASET", help="Folder with annotations/, images/, semantic/ ...")
     ],
+    annotations: Annotated[
+        str, typer.Option(metavar="JSON", help="Below the folder: the objects of a dataset that is not ours.")
+    ] = "annotations/instances.json",
+    images: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Below the folder: the pictures of a dataset that is not ours.")
+    ] = "images",
 ) -> None:
-    """Read a COCO dataset back and check that everything in it agrees."""
+    """Read a COCO dataset back and check that all in it agrees; of one that is not ours, objects and pictures."""
     from datagen.validation import validate as check
 
-    report = check(dataset)
+    report = check(dataset, annotations=annotations, images=images)
     report.require_sound()
     _out.print(str(report), markup=False)
 

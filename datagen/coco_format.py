@@ -1,11 +1,14 @@
 """The COCO JSON files, ours and other people's, as checked values; our additions to the form are optional fields."""
 
+from codecs import BOM_UTF8
+from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8, UInt16
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from datagen.files import read_image, read_label_png
 from datagen.instances import Rle, decode_counts, decode_mask, decode_polygons
@@ -133,6 +136,17 @@ class Annotation(BaseModel):
     """x, y, visibility of each point, one after the other."""
     num_keypoints: int | None = None
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether anything says which pixels are the object's; a box does not."""
+        return bool(self.segmentation)
+
+    def box_mask(self, *, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+        """The pixels that the box touches; none without a box."""
+        x, y, across, down = self.bbox or (0.0, 0.0, 0.0, 0.0)
+        columns, rows = np.arange(width), np.arange(height)
+        return ((rows + 1 > y) & (rows < y + down))[:, None] & (columns + 1 > x) & (columns < x + across)
+
     def points(self, count: int, *, height: int, width: int) -> Float32[np.ndarray, "{count} 3"]:
         """x, y and visibility 0, 1 or 2 of each of `count` points; zeros where none are given.
 
@@ -250,7 +264,8 @@ def repairs_key(name: str) -> str:
 
 
 def read_coco(path: Path, *, strict: bool = False) -> CocoFile:
-    """Objects or stuff; `strict` refuses what others' files may do, such as a number written as text.
+    """Objects or stuff; `strict` refuses what others' files may do, such as a number written as text, null for what is
+    not known, or annotations without ids.
 
     Raises:
         UserError: the file is missing, no JSON or not of the COCO form; names the first places.
@@ -265,7 +280,10 @@ def read_panoptic(path: Path, *, strict: bool = False) -> PanopticFile:
 
 def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
     try:
-        return kind.model_validate_json(path.read_bytes(), strict=strict)
+        content = path.read_bytes()
+        if strict:
+            return kind.model_validate_json(content, strict=True)
+        return kind.model_validate(_tolerated(from_json(content.removeprefix(BOM_UTF8))))
     except FileNotFoundError:
         raise UserError(f"COCO file not found: {path}; check the path") from None
     except OSError as error:
@@ -277,3 +295,40 @@ def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
             f"{path} is not of the COCO form (images, annotations, categories) at {len(faults)} places: {places}; "
             "correct the file"
         ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not of the COCO form, as it is no JSON: {error}; correct the file") from error
+
+
+def _tolerated(file: Any) -> Any:
+    """Others' JSON in our form: what is null, no box and no colour is not said, and who has no id has a number."""
+    file = _without_nulls(file)
+    if isinstance(file, dict):
+        for number, annotation in enumerate(_rows(file, "annotations"), start=1):
+            annotation.setdefault("id", number)
+            if annotation.get("bbox") == []:
+                del annotation["bbox"]
+        for category in _rows(file, "categories"):
+            if not _is_color(category.get("color")):
+                category.pop("color", None)
+    return file
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(cast("list[Any]", value)) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in cast("list[Any]", value))
+    )
+
+
+def _rows(file: dict[str, Any], table: str) -> Iterator[dict[str, Any]]:
+    rows = file.get(table)
+    return (row for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in cast("dict[str, Any]", value).items() if part is not None}
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # outlines are long, and hold numbers only
+        return [_without_nulls(part) for part in cast("list[Any]", value)]
+    return value

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 from rich.console import Console
 
-from datagen.datasets import BACKGROUND, AnnotatedImages
+from datagen.datasets import BACKGROUND, AnnotatedImages, first_few
 from datagen.datasets.coco import ANNOTATIONS, Coco
 from datagen.exporters import Entry
 from datagen.files import encode_png, require_png
@@ -20,8 +20,6 @@ from decoders.files import write_atomic
 from decoders.labels import CATEGORY, METRIC_DEPTH_STORAGE, AnnotatedImage, DenseMap, InstanceSet, Taxonomy
 
 _EXPECTED = "give a COCO dataset of ours, or a plan whose `data:` says how your own files are laid out"
-_NAMED = 5
-"""Pictures or objects listed in a warning."""
 _SPARSE = 0.5
 """Depth of fewer pixels than that is a sensor's, with gaps, and no sky."""
 _PLAUSIBLE_M = (0.3, 150.0)
@@ -35,6 +33,7 @@ class ClassCount:
     pictures: int = 0
     pixels: int = 0
     objects: int = 0
+    """Crowds aside, which nobody learns from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +41,8 @@ class Inspection:
     """What the annotated pictures hold, and what is odd about them."""
 
     taxonomy: Taxonomy
+    of_files: Sequence[str] = ()
+    """Warnings that need no picture."""
     pictures: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     """(height, width) -> pictures."""
@@ -63,12 +64,15 @@ class Inspection:
     overlapping: list[str] = field(default_factory=list[str])
     empty: list[str] = field(default_factory=list[str])
     implausible: list[str] = field(default_factory=list[str])
+    without_pixels: list[str] = field(default_factory=list[str])
+    """Objects that were left out."""
 
     def add(self, picture: AnnotatedImage) -> None:
         self.pictures += 1
         height, width = picture.image.shape[:2]
         self.sizes[height, width] += 1
         self.labels.update(picture.labels.keys())
+        self.without_pixels += (f"{called} of {picture.name}" for called in picture.empty_objects)
         marked = False
         seen: set[int] = set()
         for name, label in sorted(picture.labels.items()):
@@ -86,12 +90,12 @@ class Inspection:
             self.empty.append(picture.name)
 
     def _objects(self, name: str, label: InstanceSet, seen: set[int]) -> bool:
-        for semantic_id in label.category_ids.tolist():
+        single = np.flatnonzero(~label.is_crowd)
+        for semantic_id in label.category_ids[single].tolist():
             self.classes[semantic_id - 1].objects += 1
             seen.add(semantic_id)
         if label.keypoints_px is not None:
             self.pointed += int((label.keypoints_px[..., 2] > 0).any(axis=1).sum())
-        single = np.flatnonzero(~label.is_crowd)
         self.most_objects = max(self.most_objects, len(single))
         if overlap := _largest_overlap(label.masks[single]):
             first, second, pixels = overlap
@@ -123,6 +127,7 @@ class Inspection:
 
     def warnings(self, *, gaps: bool = False) -> Iterator[str]:
         """Each with what it is about and what to do."""
+        yield from self.of_files
         absent = [name for name, count in zip(self.taxonomy.names, self.classes, strict=True) if not count.pictures]
         if absent and self._shows_classes:
             yield (
@@ -141,8 +146,12 @@ class Inspection:
             ),
         ):
             if pictures:
-                more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
-                yield what.format("; ".join(pictures[:_NAMED]) + more)
+                yield what.format(first_few(pictures))
+        if self.without_pixels:
+            yield (
+                f"{len(self.without_pixels)} objects have no pixel in their picture and are left out: "
+                f"{first_few(self.without_pixels)}; correct or remove them"
+            )
         if self.depth_pixels and self._measured < _SPARSE and not gaps:
             yield (
                 f"depth is known of {self._measured:.1%} of the pixels only: where the others are gaps of a sensor, "
@@ -212,7 +221,9 @@ def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspect
     Raises:
         UserError: a picture or label is missing, damaged or contradicts another; names the file.
     """
-    found = Inspection(taxonomy=data.taxonomy, classes=[ClassCount() for _ in data.taxonomy.names])
+    found = Inspection(
+        taxonomy=data.taxonomy, of_files=data.warnings, classes=[ClassCount() for _ in data.taxonomy.names]
+    )
     with meter("inspect", console=console) as tick:
         for picture in Counted(data, tick):
             found.add(picture)

@@ -10,15 +10,31 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from datagen.coco_format import Annotation, Category, CocoFile, Picture, is_map_key, read_coco, read_panoptic
-from datagen.datasets import name_apart
+from datagen.coco_format import (
+    Annotation,
+    Category,
+    CocoFile,
+    CompressedRle,
+    Picture,
+    is_map_key,
+    read_coco,
+    read_panoptic,
+)
+from datagen.datasets import check_present, first_few, name_apart
+from datagen.datasets.coco import ANNOTATIONS
 from datagen.files import read_image
+from datagen.instances import encode_mask
 from datagen.panoptic import from_colors
 from decoders.average_precision import average_precision
 from decoders.errors import UserError
 from decoders.labels import CATEGORY
 
+_Box = tuple[float, float, float, float]
 _LISTED = 20
+_BOX_SLACK = 2.0
+"""Pixels by which others' boxes may miss the mask, as outlines run between pixels."""
+_AREA_SLACK = 0.1
+"""Share by which others' areas may miss the mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +48,8 @@ class ValidationReport:
     self_score: float | None
     """AP of the objects scored against themselves by pycocotools; None where there are none, or other problems."""
     problems: tuple[str, ...]
+    foreign: bool = False
+    """Not written by us: objects and pictures alone were checked."""
 
     @property
     def sound(self) -> bool:
@@ -41,11 +59,18 @@ class ValidationReport:
         score = (
             "no objects to score" if self.self_score is None else f"scored against themselves: AP {self.self_score:.3f}"
         )
-        counts = f"{self.pictures} pictures, {self.objects} objects ({score}), {self.stuff_regions} stuff regions"
+        counts = f"{self.pictures} pictures, {self.objects} objects ({score})"
+        checked = str(self.folder)
+        if self.foreign:
+            checked += (
+                ", checked as a foreign dataset (info has no settings_digest of ours: objects and pictures alone),"
+            )
+        else:
+            counts += f", {self.stuff_regions} stuff regions"
         if self.sound:
-            return f"{self.folder} is sound: {counts}"
+            return f"{checked} is sound: {counts}"
         rest = len(self.problems) - _LISTED
-        lines = [f"{self.folder} has {len(self.problems)} problems: {counts}", *self.problems[:_LISTED]]
+        lines = [f"{checked} has {len(self.problems)} problems: {counts}", *self.problems[:_LISTED]]
         return "\n  ".join([*lines, f"... and {rest} more"] if rest > 0 else lines)
 
     def require_sound(self) -> None:
@@ -55,18 +80,40 @@ class ValidationReport:
             UserError: there are problems; the text lists them.
         """
         if not self.sound:
-            raise UserError(f"{self}\nwrite the dataset again, or correct what is listed")
+            remedy = "correct what is listed" if self.foreign else "write the dataset again, or correct what is listed"
+            raise UserError(f"{self}\n{remedy}")
 
 
-def validate(folder: Path) -> ValidationReport:
-    """Check a dataset folder that `exporters.coco` wrote, or one of the same form.
+def validate(folder: Path, *, annotations: str = ANNOTATIONS, images: str = "images") -> ValidationReport:
+    """Check all of a dataset folder that `exporters.coco` wrote, or the objects and pictures of others' COCO.
+
+    Args:
+        annotations: JSON of the objects, below the folder.
+        images: folder of the pictures, below the folder; ours are where we put them.
 
     Raises:
-        UserError: there is no `annotations/instances.json` in the folder.
+        UserError: there is no such JSON in the folder.
     """
+    json = folder / annotations
+    if not json.is_file():
+        raise UserError(
+            f"{folder} is no dataset: {json} not found; give the folder of a COCO export, and where its JSON lies "
+            "with --annotations"
+        )
+    try:
+        file = read_coco(json)
+    except UserError as error:
+        return ValidationReport(
+            folder=folder, pictures=0, objects=0, stuff_regions=0, self_score=None, problems=(str(error),)
+        )
+    if "settings_digest" not in file.info:
+        return _validate_foreign(folder, images, file)
+    del file  # as large as the dataset, and read again, strictly
+    return _validate_own(folder)
+
+
+def _validate_own(folder: Path) -> ValidationReport:
     paths = {kind: folder / "annotations" / f"{kind}.json" for kind in ("instances", "stuff")}
-    if not paths["instances"].is_file():
-        raise UserError(f"{folder} is no dataset: {paths['instances']} not found; give the folder of a COCO export")
     problems: list[str] = []
     files: dict[str, CocoFile] = {}
     for kind, path in paths.items():
@@ -79,7 +126,7 @@ def validate(folder: Path) -> ValidationReport:
         instances, stuff = files["instances"], files["stuff"]
         problems += _check_tables(instances, stuff)
         for kind, file in files.items():
-            problems += (f"{kind}.json: {problem}" for problem in _check_annotations(file))
+            problems += (f"{kind}.json: {problem}" for problem in _check_annotations(file, exact=True))
         stuff_by_picture = _by_picture(stuff.annotations)
         for picture in instances.images:
             problems += _check_picture(folder, picture, instances, stuff_by_picture.get(picture.id, []))
@@ -88,8 +135,7 @@ def validate(folder: Path) -> ValidationReport:
             problems.append("parts/ is there: the dataset was not finished; run the command that writes it again")
         if not problems:
             score = score_against_itself(instances)
-            if score is not None and score < 1 - 1e-6:
-                problems.append(f"objects scored against themselves by pycocotools give AP {score:.4f}, expected 1.000")
+            problems += _check_score(score)
     return ValidationReport(
         folder=folder,
         pictures=len(files["instances"].images) if "instances" in files else 0,
@@ -100,23 +146,101 @@ def validate(folder: Path) -> ValidationReport:
     )
 
 
+def _validate_foreign(folder: Path, images: str, file: CocoFile) -> ValidationReport:
+    """Others may number from 0, round boxes and areas, and leave out what we always say."""
+    outlined = [annotation for annotation in file.annotations if annotation.has_mask]
+    boxes = [f"annotation {annotation.id}" for annotation in file.annotations if not annotation.has_mask]
+    known = file.model_copy(update={"annotations": outlined})
+    problems = [*_check_doubled(file), *_check_annotations(known, exact=False), *_check_files(folder, images, file)]
+    if boxes:
+        problems.append(
+            f"{len(boxes)} of {len(file.annotations)} objects have no outline or mask, which a box does not give: "
+            f"{first_few(boxes)}; the option `boxes: void` of a dataset ignores them"
+        )
+    score = None
+    if not problems:
+        score = score_against_itself(_measured(known))
+        problems += _check_score(score)
+    return ValidationReport(
+        folder=folder,
+        pictures=len(file.images),
+        objects=len(file.annotations),
+        stuff_regions=0,
+        self_score=score,
+        problems=tuple(problems),
+        foreign=True,
+    )
+
+
+def _check_score(score: float | None) -> Iterator[str]:
+    if score is not None and score < 1 - 1e-6:
+        yield f"objects scored against themselves by pycocotools give AP {score:.4f}, expected 1.000"
+
+
+def _measured(file: CocoFile) -> CocoFile:
+    """With what COCO's scorer needs: ids from 1, areas, and masks of one form."""
+    sizes = {picture.id: (picture.height, picture.width) for picture in file.images}
+    annotations: list[Annotation] = []
+    for number, annotation in enumerate(file.annotations, start=1):
+        height, width = sizes[annotation.image_id]
+        mask = annotation.mask(height=height, width=width)
+        rle = CompressedRle.model_validate(encode_mask(mask))
+        told = {"id": number, "area": float(mask.sum()), "segmentation": rle}
+        annotations.append(annotation.model_copy(update=told))
+    return file.model_copy(update={"annotations": annotations})
+
+
+def _check_files(folder: Path, images: str, file: CocoFile) -> Iterator[str]:
+    """The pictures: there, whole and of the stated size."""
+    try:
+        check_present([picture.file_name for picture in file.images], root=folder, images=images)
+    except UserError as error:
+        yield str(error)
+    for picture in file.images:
+        path = folder / images / picture.file_name
+        if not path.is_file():
+            continue
+        try:
+            found = read_image(path).shape[:2]
+        except UserError as error:
+            yield str(error)
+            continue
+        if found != (picture.height, picture.width):
+            yield _other_size("image", picture, found)
+
+
+def _other_size(what: str, picture: Picture, found: tuple[int, ...]) -> str:
+    expected = (picture.height, picture.width)
+    return f"{what} of {picture.file_name} is {found} (height, width), but images say {expected}"
+
+
+def _check_doubled(file: CocoFile) -> Iterator[str]:
+    for what, keys in (
+        ("image id", [picture.id for picture in file.images]),
+        ("category id", [category.id for category in file.categories]),
+        ("annotation id", [annotation.id for annotation in file.annotations]),
+        ("image name", name_apart([picture.path for picture in file.images])),
+        ("category name", [category.name for category in file.categories]),
+    ):
+        yield from (f"{what} {key!r} occurs {times} times" for key, times in Counter(keys).items() if times > 1)
+
+
 def _check_tables(instances: CocoFile, stuff: CocoFile) -> Iterator[str]:
     """What needs no file but the two: ids, names, and whether both speak of the same pictures and classes."""
+    yield from _check_doubled(instances)
+    stuff_ids = Counter(annotation.id for annotation in stuff.annotations)
+    yield from (
+        f"annotation id (stuff) {number} occurs {times} times" for number, times in stuff_ids.items() if times > 1
+    )
     for what, ids in (
         ("image id", [picture.id for picture in instances.images]),
         ("category id", [category.id for category in instances.categories]),
         ("annotation id", [annotation.id for annotation in instances.annotations]),
-        ("annotation id (stuff)", [annotation.id for annotation in stuff.annotations]),
+        ("annotation id (stuff)", stuff_ids),
     ):
-        yield from (f"{what} {number} occurs {times} times" for number, times in Counter(ids).items() if times > 1)
         yield from (
             f"{what} {number} is below 1, which COCO's scorer takes for 'no match'" for number in ids if number < 1
         )
-    for what, names in (
-        ("image name", name_apart([picture.path for picture in instances.images])),
-        ("category name", [category.name for category in instances.categories]),
-    ):
-        yield from (f"{what} {name!r} occurs {times} times" for name, times in Counter(names).items() if times > 1)
     if instances.images != stuff.images:
         yield "images of instances.json and stuff.json differ"
     if instances.categories != stuff.categories:
@@ -126,7 +250,8 @@ def _check_tables(instances: CocoFile, stuff: CocoFile) -> Iterator[str]:
         yield f"semantic ids of the categories are {semantic_ids}, expected 1..{len(semantic_ids)}, each once"
 
 
-def _check_annotations(file: CocoFile) -> Iterator[str]:
+def _check_annotations(file: CocoFile, *, exact: bool) -> Iterator[str]:
+    """Each on its own; `exact` where boxes, areas and counts of points are to be there and to the pixel."""
     pictures = {picture.id: picture for picture in file.images}
     categories = {category.id: category for category in file.categories}
     for annotation in file.annotations:
@@ -144,17 +269,39 @@ def _check_annotations(file: CocoFile) -> Iterator[str]:
         except UserError as error:
             yield f"image {picture.file_name}: {error}"
             continue
-        yield from _check_keypoints(annotation, categories.get(annotation.category_id), picture)
+        yield from _check_keypoints(annotation, categories.get(annotation.category_id), picture, exact=exact)
         area, box = int(mask.sum()), _box(mask)
         if not area:
             yield f"{where} of image {picture.file_name} has an empty mask"
-        if annotation.area != area:
+            if not exact:
+                continue
+        if annotation.area != area if exact else _is_other_area(annotation, area, box):
             yield f"{where} of image {picture.file_name} has area {annotation.area}, but its mask covers {area} pixels"
-        if annotation.bbox != box:
+        if annotation.bbox != box if exact else _is_other_box(annotation, box, picture):
             yield f"{where} of image {picture.file_name} has bbox {annotation.bbox}, but its mask lies in {box}"
 
 
-def _check_keypoints(annotation: Annotation, category: Category | None, picture: Picture) -> Iterator[str]:
+def _is_other_area(annotation: Annotation, area: int, box: _Box) -> bool:
+    """Whether others' area is given and far from that of the mask; some tools say that of the box."""
+    if annotation.area is None:
+        return False
+    across, down = annotation.bbox[2:] if annotation.bbox else box[2:]
+    slack = max(_AREA_SLACK * area, box[2] + box[3])
+    return min(abs(annotation.area - area), abs(annotation.area - across * down)) > slack
+
+
+def _is_other_box(annotation: Annotation, box: _Box, picture: Picture) -> bool:
+    """Whether others' box is given and, within the picture, far from that around the mask."""
+    if annotation.bbox is None:
+        return False
+    limits = (picture.width, picture.height) * 2
+    corners = (np.clip([x, y, x + across, y + down], 0, limits) for x, y, across, down in (annotation.bbox, box))
+    return bool(np.abs(np.subtract(*corners)).max() > _BOX_SLACK)
+
+
+def _check_keypoints(
+    annotation: Annotation, category: Category | None, picture: Picture, *, exact: bool
+) -> Iterator[str]:
     if annotation.keypoints is None:
         return
     names = (category.keypoints if category else None) or []
@@ -164,14 +311,14 @@ def _check_keypoints(annotation: Annotation, category: Category | None, picture:
         yield f"image {picture.file_name}: {error}"
         return
     given = int((points[:, 2] > 0).sum())
-    if annotation.num_keypoints != given:
+    if annotation.num_keypoints != given and (exact or annotation.num_keypoints is not None):
         yield (
             f"annotation {annotation.id} of image {picture.file_name} has num_keypoints {annotation.num_keypoints}, "
             f"but gives {given}"
         )
 
 
-def _box(mask: Any) -> tuple[float, float, float, float]:
+def _box(mask: Any) -> _Box:
     """x, y, width, height of a mask, counted on its pixels and not by the library that wrote the box."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -198,7 +345,7 @@ def _check_picture(folder: Path, picture: Picture, file: CocoFile, stuff: list[A
             yield str(error)
             continue
         if pixels.shape[:2] != size:
-            yield f"{task} of {picture.file_name} is {pixels.shape[:2]} (height, width), but images say {size}"
+            yield _other_size(task, picture, pixels.shape[:2])
         elif task != "image" and file.map_info(task).unit == CATEGORY:
             yield from _check_semantic(pixels, picture, file, stuff)
 

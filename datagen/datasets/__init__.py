@@ -21,11 +21,13 @@ from datagen.coco_format import Category, Picture
 from datagen.files import IMAGE_SUFFIXES, json_bytes
 from datagen.palette import palette
 from decoders.errors import UserError
-from decoders.labels import AnnotatedImage, DenseMap, Taxonomy
+from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, Taxonomy
 
 BACKGROUND = "background"
 """The class of unmarked pixels, where a dataset declares that they are one."""
 
+_NAMED = 5
+"""Of a list in a message."""
 
 Names = Path | Sequence[str]
 """Of pictures, or a text file with a name in each line; empty lines and those that begin with # say nothing."""
@@ -37,6 +39,8 @@ class AnnotatedImages(Sequence[AnnotatedImage], ABC):
     taxonomy: Taxonomy
     names: tuple[str, ...]
     """Of the chosen pictures, in order."""
+    warnings: Sequence[str] = ()
+    """What is odd about the files as a whole, each with what to do."""
 
     @abstractmethod
     def load(self, name: str) -> AnnotatedImage:
@@ -154,13 +158,16 @@ def list_images(
     return dict(sorted(found.items()))
 
 
-def check_present(pictures: Sequence[Path]) -> None:
+def check_present(file_names: Sequence[str], *, root: Path, images: str) -> None:
     """
     Raises:
-        UserError: a picture is missing; counts them.
+        UserError: a picture is missing in the folder `images`; counts them, and says where they lie if that is clear.
     """
-    if missing := [path for path in pictures if not path.is_file()]:
-        raise UserError(f"{len(missing)} of {len(pictures)} pictures are missing, first {missing[0]}; check `images`")
+    if missing := [name for name in file_names if not (root / images / name).is_file()]:
+        below_root = all((root / name).is_file() for name in missing)
+        remedy = "their names are as seen from root: set `images: .`" if below_root else "check `images`"
+        first = root / images / missing[0]
+        raise UserError(f"{len(missing)} of {len(file_names)} pictures are missing, first {first}; {remedy}")
 
 
 def check_categories(categories: Sequence[Category], json: Path) -> None:
@@ -176,11 +183,19 @@ def pictures_by_name(pictures: Iterable[Picture], json: Path) -> dict[str, Pictu
     """Those of a COCO file, by their names as `name_apart` gives them.
 
     Raises:
-        UserError: two share a name.
+        UserError: two share a name or an id.
     """
     pictures = list(pictures)
     found: dict[str, Picture] = {}
+    by_id: dict[int, Picture] = {}
     for name, picture in zip(name_apart([picture.path for picture in pictures]), pictures, strict=True):
+        other = by_id.setdefault(picture.id, picture)
+        if other is not picture:
+            raise UserError(
+                f"{json}: pictures {other.file_name} and {picture.file_name} share the id {picture.id}, expected ids "
+                "that differ, as annotations name their picture by it; number the pictures and the `image_id` of their "
+                "annotations anew, as when two exports became one file"
+            )
         other = found.setdefault(name, picture)
         if other is not picture:
             raise UserError(
@@ -188,6 +203,20 @@ def pictures_by_name(pictures: Iterable[Picture], json: Path) -> dict[str, Pictu
                 "names that differ; rename one"
             )
     return found
+
+
+def with_pixels(objects: InstanceSet, called: Sequence[str]) -> tuple[InstanceSet, tuple[str, ...]]:
+    """The objects that cover a pixel, and what the others are called."""
+    covers = np.asarray(objects.masks.any(axis=(1, 2)))
+    if covers.all():
+        return objects, ()
+    return objects.only(covers), tuple(called[index] for index in np.flatnonzero(~covers).tolist())
+
+
+def first_few(entries: Sequence[str]) -> str:
+    """The first entries of a list that may be long, and how many more there are."""
+    more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+    return "; ".join(entries[:_NAMED]) + more
 
 
 def make_taxonomy(

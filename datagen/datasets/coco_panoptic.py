@@ -15,6 +15,7 @@ from datagen.datasets import (
     make_taxonomy,
     pictures_by_name,
     select,
+    with_pixels,
 )
 from datagen.files import read_image
 from datagen.panoptic import from_colors
@@ -61,7 +62,8 @@ class CocoPanoptic(AnnotatedImages):
             colors=colors,
         )
         self._semantic_ids = {number: semantic_id for semantic_id, number in enumerate(classes, start=1)}
-        pictures = {picture.id: (name, picture) for name, picture in pictures_by_name(file.images, self._json).items()}
+        by_name = pictures_by_name(file.images, self._json)
+        pictures = {picture.id: (name, picture) for name, picture in by_name.items()}
         self._segments: dict[str, tuple[Path, list[SegmentEntry]]] = {}
         self._files: dict[str, Path] = {}
         for one in file.annotations:
@@ -76,7 +78,7 @@ class CocoPanoptic(AnnotatedImages):
             self._files[name] = self._root / images / picture.file_name
             self._segments[name] = (self._root / segments / one.file_name, one.segments_info)
         self.names = select(list(self._files), names=names, first=first, every=every, where=self._json)
-        check_present([self._files[name] for name in self.names])
+        check_present([by_name[name].file_name for name in self.names], root=self._root, images=images)
 
     def load(self, name: str) -> AnnotatedImage:
         (path, segments), image = self._segments[name], read_image(self._files[name])
@@ -101,11 +103,13 @@ class CocoPanoptic(AnnotatedImages):
                 semantic[ids == segment.id] = semantic_id
             if self.taxonomy.is_thing[semantic_id - 1]:
                 things.append((segment, semantic_id))
-        objects = InstanceSet.collect(
+        found = InstanceSet.collect(
             [ids == segment.id for segment, _ in things],
             [semantic_id for _, semantic_id in things],
             size=(ids.shape[0], ids.shape[1]),
             scores=[segment.score for segment, _ in things],
             is_crowd=[bool(segment.iscrowd) for segment, _ in things],
         )
-        return AnnotatedImage(name=name, image=image, labels={"semantic": semantic_map(semantic), "instances": objects})
+        objects, empty = with_pixels(found, [f"segment {segment.id}" for segment, _ in things])
+        labels = {"semantic": semantic_map(semantic), "instances": objects}
+        return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from datagen.files import encode_png, write_json
 from datagen.records import Recipe, Sample
+from decoders.files import write_atomic
 from decoders.labels import InstanceSet, Label, Skeleton, Taxonomy, metric_depth, semantic_map
 
 TAXONOMY = Taxonomy(
@@ -16,6 +19,8 @@ TAXONOMY = Taxonomy(
     phrases=("sky", "a car", "a traffic sign", "background"),
     skeleton=Skeleton(class_name="car", points=("left_light", "right_light"), bones=((0, 1),)),
 )
+RING = [[1.0, 1.0, 7.0, 1.0, 7.0, 5.0, 1.0, 5.0]]
+"""An outline in the pictures of `write_coco`."""
 
 
 def image(seed: int = 0, height: int = 20, width: int = 33) -> np.ndarray:
@@ -62,6 +67,24 @@ def sample(number: int, height: int = 20, width: int = 33) -> Sample:
         image=image(number, height, width),
         labels={**labels(number, height, width), "instances": objects(height, width)},
     )
+
+
+def coco_annotation(number: int, category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": 5, "category_id": category, "segmentation": segmentation} | more
+
+
+def write_coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
+    """One picture 10 wide and 6 high in a subfolder, and one without objects."""
+    for name in ("sub/ü 1.png", "2.png"):
+        write_atomic(root / "images" / name, encode_png(image(0, 6, 10)))
+    pictures = [
+        {"id": 5, "file_name": "sub/ü 1.png", "width": 10, "height": 6, "license": 3, "coco_file": None},
+        {"id": 2, "file_name": "2.png", "width": 10, "height": 6},
+    ]
+    categories = [{"id": 40, "name": "cat", "supercategory": "animal"}, {"id": 3, "name": "dog"}]
+    data = {"images": pictures, "annotations": annotations, "categories": categories}
+    write_json(root / "annotations" / "instances.json", data | more)
+    return root
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from datagen.plugins import choose_part
 from decoders.errors import UserError
 from decoders.files import write_atomic
 from decoders.labels import DenseMap, InstanceSet, Skeleton
-from tests.datagen.made_up import TAXONOMY, image, labels, objects
+from tests.datagen.made_up import RING, TAXONOMY, coco_annotation, image, labels, objects, write_coco
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 CAMVID_CLASSES = (
@@ -342,27 +342,6 @@ class TestVoc:
             Voc(root=voc, classes=["a", "b"])[0]
 
 
-RING = [[1.0, 1.0, 7.0, 1.0, 7.0, 5.0, 1.0, 5.0]]
-
-
-def _annotation(number: int, category: int, segmentation: Any, **more: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 5, "category_id": category, "segmentation": segmentation} | more
-
-
-def _coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
-    """One picture 10 wide and 6 high in a subfolder, and one without objects."""
-    for name in ("sub/ü 1.png", "2.png"):
-        _put(root / "images" / name, image(0, 6, 10))
-    pictures = [
-        {"id": 5, "file_name": "sub/ü 1.png", "width": 10, "height": 6, "license": 3, "coco_file": None},
-        {"id": 2, "file_name": "2.png", "width": 10, "height": 6},
-    ]
-    categories = [{"id": 40, "name": "cat", "supercategory": "animal"}, {"id": 3, "name": "dog"}]
-    data = {"images": pictures, "annotations": annotations, "categories": categories}
-    write_json(root / "annotations" / "instances.json", data | more)
-    return root
-
-
 class TestCityscapes:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
@@ -445,7 +424,19 @@ class TestCocoPanoptic:
         )
         np.testing.assert_array_equal(mine, theirs)
 
+    def test_segments_without_a_pixel_are_no_objects(self, tmp_path: Path):
+        about = {"area": 1, "bbox": [0, 0, 1, 1]}
+        segments = [{"id": number, "category_id": 3, **about} for number in (700, 3, 4)]
+        segments.append({"id": 9_000_000, "category_id": 92, **about})
+        one = {"image_id": 8, "file_name": "a.png", "segments_info": segments}
+        picture = CocoPanoptic(root=self._write(tmp_path, annotations=[one]))[0]
+        found = picture.labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.masks.sum(axis=(1, 2)).tolist() == [3, 2]
+        assert picture.empty_objects == ("segment 4",)
+
     def test_contradictions_are_told(self, tmp_path: Path):
+        images = [{"id": 8, "file_name": f"{name}.png", "width": 6, "height": 4} for name in "ab"]
         one = {"image_id": 8, "file_name": "a.png", "segments_info": []}
         for changes, text in (
             ({"annotations": [one]}, r"a\.png holds segment 3, which"),
@@ -453,6 +444,7 @@ class TestCocoPanoptic:
             ({"categories": [{"id": 3, "name": "car"}]}, "category id 92, expected one of"),
             ({"annotations": [one, one]}, r"the segments of a\.png are given twice"),
             ({"annotations": []}, "holds no picture"),
+            ({"images": images}, r"pictures a\.png and b\.png share the id 8"),
         ):
             with pytest.raises(UserError, match=text):
                 CocoPanoptic(root=self._write(tmp_path, **changes))[0]
@@ -472,12 +464,12 @@ class TestCoco:
         crowd[:, 5:9] = True
         runs = [0, *np.diff(np.flatnonzero(np.diff(crowd.T.ravel().astype(int), prepend=0, append=0)), prepend=0)]
         counts = [int(run) for run in runs[1:]] + [6]
-        root = _coco(
+        root = write_coco(
             tmp_path,
             [
-                _annotation(1, 3, encode_mask(small), score=0.5),
-                _annotation(2, 40, RING, iscrowd=0),
-                _annotation(3, 3, {"size": [6, 10], "counts": counts}, iscrowd=1),
+                coco_annotation(1, 3, encode_mask(small), score=0.5),
+                coco_annotation(2, 40, RING, iscrowd=0),
+                coco_annotation(3, 3, {"size": [6, 10], "counts": counts}, iscrowd=1),
             ],
         )
         dataset = Coco(root=root)
@@ -505,18 +497,138 @@ class TestCoco:
 
     def test_category_zero_moves_all_ids_up(self, tmp_path: Path):
         categories = [{"id": 0, "name": "cat"}, {"id": 3, "name": "background"}]
-        root = _coco(tmp_path, [_annotation(1, 0, RING)], categories=categories)
+        root = write_coco(tmp_path, [coco_annotation(1, 0, RING)], categories=categories)
         dataset = Coco(root=root)
         assert dataset.taxonomy.names == ("cat", "background")
         assert dataset.taxonomy.category_ids == (1, 4)
         assert dataset.taxonomy.is_thing == (True, False)
         assert set(np.unique(_semantic(dataset))) == {1, 2}
 
+    def test_what_others_write_where_they_know_nothing_is_read(self, tmp_path: Path):
+        plain = [coco_annotation(1, 3, RING), coco_annotation(2, 40, [[0.0, 0.0, 2.0, 0.0, 2.0, 2.0]])]
+        odd = [row | {"iscrowd": None, "score": None, "bbox": [], "area": None, "keypoints": None} for row in plain]
+        for row in odd:
+            del row["id"]
+        file = write_coco(tmp_path / "odd", odd, info=None) / "annotations" / "instances.json"
+        data = json.loads(file.read_text())
+        data["images"][0]["caption"] = None
+        data["categories"][0]["color"] = "#ff00aa"
+        data["categories"][1] |= {"color": [1, 2], "keypoints": None, "skeleton": None}
+        file.write_bytes(b"\xef\xbb\xbf" + json.dumps(data).encode())
+        found = Coco(root=tmp_path / "odd")
+        given = Coco(root=write_coco(tmp_path / "plain", plain))
+        assert found.taxonomy == given.taxonomy
+        assert data_digest(found) == data_digest(given)
+        assert found.caption("ü 1") == ""
+        file.write_bytes(json.dumps(data | {"annotations": [odd[0], odd[1] | {"segmentation": [[1]]}]}).encode())
+        with pytest.raises(UserError, match="annotation 2 has an outline of 1 numbers"):
+            Coco(root=tmp_path / "odd")[0]
+
+    def test_boxes_alone_are_told_together_or_made_void(self, tmp_path: Path):
+        boxes = [coco_annotation(n, 3, [] if n % 2 else None, bbox=[5.5, 1, 2, 3]) for n in range(2, 9)]
+        boxes[0] |= {"keypoints": [1, 1, 2] * 3}
+        root = write_coco(tmp_path, [coco_annotation(1, 40, RING), *boxes], categories=[DOG, {"id": 40, "name": "cat"}])
+        text = (
+            "7 of 8 objects have no outline or mask, which a box does not give: annotation 2 of sub/ü 1.png; .* and 2 "
+            "more; outline them, or set `boxes: void`"
+        )
+        with pytest.raises(UserError, match=text):
+            Coco(root=root)
+        assert Coco(root=root, names=["2"]).names == ("2",), "pictures that are not read need no outlines"
+        dataset = Coco(root=root, boxes="void")
+        box = np.zeros((6, 10), bool)
+        box[1:4, 5:8] = True
+        ring = np.zeros((6, 10), bool)
+        ring[1:5, 1:7] = True
+        expected = np.full((6, 10), 3)
+        expected[box] = 0
+        expected[ring] = 2
+        np.testing.assert_array_equal(_semantic(dataset), expected)
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        np.testing.assert_array_equal(found.masks, [ring, *[box] * 7])
+        assert found.is_crowd.tolist() == [False, *[True] * 7]
+        assert found.keypoints_px is not None
+        assert not found.keypoints_px.any()
+        for lacking in ({}, {"bbox": []}):
+            root = write_coco(tmp_path, [coco_annotation(1, 3, None, **lacking)])
+            with pytest.raises(UserError, match="1 of 1 objects have neither outline, mask nor box: annotation 1 of"):
+                Coco(root=root, boxes="void")
+
+    def test_classes_choose_among_the_categories(self, tmp_path: Path):
+        categories = [{"id": 0, "name": "all"}, {"id": 9, "name": "bird"}, DOG, {"id": 40, "name": "cat"}]
+        annotations = [coco_annotation(1, 40, RING), coco_annotation(2, 9, None), coco_annotation(3, 3, RING)]
+        root = write_coco(tmp_path, annotations, categories=categories)
+        dataset = Coco(root=root, classes=["cat"])
+        assert dataset.taxonomy.names == ("cat", "background")
+        assert dataset.taxonomy.category_ids == (40, 41)
+        assert dataset.taxonomy.skeleton is None
+        found = dataset[0].labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.category_ids.tolist() == [1]
+        dataset = Coco(root=root, classes=["cat", "dog"])
+        assert dataset.taxonomy.category_ids == (3, 40, 41)
+        dog = Coco(root=root, classes=["dog"])
+        assert dog.taxonomy.category_ids == (3, 41), "40 is the cat's"
+        ring = np.zeros((6, 10), bool)
+        ring[1:5, 1:7] = True
+        np.testing.assert_array_equal(_semantic(dog), np.where(ring, 1, 2))
+        np.testing.assert_array_equal(_semantic(Coco(root=root, classes=["dog"], unmarked="void"), 1), 0)
+
+    def test_classes_that_are_no_categories_are_told(self, tmp_path: Path):
+        root = write_coco(tmp_path / "a", [])
+        for classes, text in (
+            (
+                ["cat", "dok"],
+                r"`classes` names 'dok', which is no category of .*did you mean 'dog'\? categories: cat, dog",
+            ),
+            ([], "an empty list of `classes`"),
+        ):
+            with pytest.raises(UserError, match=text):
+                Coco(root=root, classes=classes)
+        CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path / "b", {})
+        with pytest.raises(UserError, match="names PNG maps, whose classes belong together"):
+            Coco(root=tmp_path / "b", classes=["car"])
+
+    def test_names_as_seen_from_root_are_told(self, tmp_path: Path):
+        pictures = [{"id": 1, "file_name": "images/2.png", "width": 10, "height": 6}]
+        root = write_coco(tmp_path, [], images=pictures)
+        with pytest.raises(
+            UserError, match=r"1 of 1 pictures are missing, first .*; their names are as seen from root: set `ima"
+        ):
+            Coco(root=root)
+        assert Coco(root=root, images=".").names == ("2",)
+        panoptic = {
+            "images": pictures,
+            "annotations": [{"image_id": 1, "file_name": "2.png", "segments_info": []}],
+            "categories": [{"id": 3, "name": "car"}],
+        }
+        write_json(root / "annotations" / "panoptic.json", panoptic)
+        with pytest.raises(UserError, match=r"set `images: \.`"):
+            CocoPanoptic(root=root)
+
+    def test_objects_without_a_pixel_are_left_out(self, tmp_path: Path):
+        outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
+        root = write_coco(
+            tmp_path,
+            [
+                coco_annotation(1, 3, outside, keypoints=[0] * 9),
+                coco_annotation(2, 40, RING),
+                coco_annotation(3, 3, encode_mask(np.zeros((6, 10), bool)), iscrowd=1),
+            ],
+            categories=[DOG, {"id": 40, "name": "cat"}],
+        )
+        picture = Coco(root=root)[0]
+        found = picture.labels["instances"]
+        assert isinstance(found, InstanceSet)
+        assert found.category_ids.tolist() == [2]
+        assert found.keypoints_px is not None
+        assert found.keypoints_px.shape == (1, 3, 3)
+        assert picture.empty_objects == ("annotation 1", "annotation 3")
+
     @pytest.mark.parametrize(
         ("segmentation", "text"),
         [
-            ([], "annotation 1 has no outline or mask"),
-            (None, "annotation 1 has no outline or mask"),
             ([[1, 1, 3, 3]], "an outline of 4 numbers; expected x, y of three points"),
             ([[1, 1, 3, 3, 5]], "an outline of 5 numbers"),
             ({"size": [10, 6], "counts": [60]}, r"a mask of size \(10, 6\); expected the picture's \(6, 10\)"),
@@ -525,18 +637,18 @@ class TestCoco:
         ],
     )
     def test_malformed_masks_are_named(self, tmp_path: Path, segmentation: Any, text: str):
-        root = _coco(tmp_path, [_annotation(1, 3, segmentation)])
+        root = write_coco(tmp_path, [coco_annotation(1, 3, segmentation)])
         with pytest.raises(UserError, match=text):
             Coco(root=root)[0]
 
     def test_keypoints_are_those_of_the_category(self, tmp_path: Path):
         points = [1.5, 2, 2, 0, 0, 0, 9, 5, 1]
-        root = _coco(
+        root = write_coco(
             tmp_path,
             [
-                _annotation(1, 3, RING, keypoints=points, num_keypoints=2),
-                _annotation(2, 40, RING),
-                _annotation(3, 3, RING),
+                coco_annotation(1, 3, RING, keypoints=points, num_keypoints=2),
+                coco_annotation(2, 40, RING),
+                coco_annotation(3, 3, RING),
             ],
             categories=[DOG, {"id": 40, "name": "cat"}],
         )
@@ -548,9 +660,9 @@ class TestCoco:
         assert isinstance(found, InstanceSet)
         assert found.keypoints_px is not None
         assert found.keypoints_px.reshape(3, 9).tolist() == [points, [0] * 9, [0] * 9]
-        moved = [_annotation(1, 3, RING, keypoints=[2.5, *points[1:]], num_keypoints=2)]
+        moved = [coco_annotation(1, 3, RING, keypoints=[2.5, *points[1:]], num_keypoints=2)]
         before, after = (
-            data_digest(Coco(root=_coco(tmp_path / name, annotations, categories=[DOG])))
+            data_digest(Coco(root=write_coco(tmp_path / name, annotations, categories=[DOG])))
             for name, annotations in (("a", [moved[0] | {"keypoints": points}]), ("b", moved))
         )
         assert before != after, "a corrected joint is other data"
@@ -564,21 +676,25 @@ class TestCoco:
         ],
     )
     def test_malformed_keypoints_are_named(self, tmp_path: Path, points: list[float], text: str):
-        root = _coco(tmp_path, [_annotation(1, 3, RING, keypoints=points)], categories=[DOG])
+        root = write_coco(tmp_path, [coco_annotation(1, 3, RING, keypoints=points)], categories=[DOG])
         with pytest.raises(UserError, match=f"instances.json: {text}"):
             Coco(root=root)[0]
 
     def test_skeletons_of_two_classes_are_refused(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"categories \['dog', 'cat'\] all have keypoints"):
-            Coco(root=_coco(tmp_path, [], categories=[DOG, DOG | {"id": 40, "name": "cat"}]))
+            Coco(root=write_coco(tmp_path, [], categories=[DOG, DOG | {"id": 40, "name": "cat"}]))
         with pytest.raises(UserError, match=r"instances.json: bones \[\(0, 3\)\] of a skeleton"):
-            Coco(root=_coco(tmp_path / "b", [], categories=[DOG | {"skeleton": [[1, 4]]}]))
+            Coco(root=write_coco(tmp_path / "b", [], categories=[DOG | {"skeleton": [[1, 4]]}]))
 
     def test_contradictions_in_the_json_are_told(self, tmp_path: Path):
         for annotations, more, text in (
-            ([_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
+            ([coco_annotation(1, 9, RING)], {}, r"annotation 1 has category id 9, expected one of \[3, 40\]"),
             ([], {"categories": [{"id": 1, "name": "a"}] * 2}, "two categories share an id"),
-            ([], {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]}, r"missing, first .*no\.png"),
+            (
+                [],
+                {"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]},
+                r"missing, first .*no\.png; check `images`",
+            ),
             ([], {"images": [{"id": 1, "file_name": "2.png"}]}, r"not of the COCO form .*images\.0\.width: Field"),
             ([], {"images": []}, "holds no picture"),
             (
@@ -586,17 +702,23 @@ class TestCoco:
                 {"images": [{"id": n, "file_name": f"1/a.{n}", "width": 1, "height": 1} for n in ("2", "3")]},
                 "1/a.2 and 1/a.3 share the name '1__a'",
             ),
+            (
+                [],
+                {"images": [{"id": 7, "file_name": f"{name}.png", "width": 1, "height": 1} for name in "ab"]},
+                "pictures a.png and b.png share the id 7, expected ids that differ",
+            ),
         ):
             with pytest.raises(UserError, match=text):
-                Coco(root=_coco(tmp_path, annotations, **more))
+                Coco(root=write_coco(tmp_path, annotations, **more))
         picture = {"id": 1, "file_name": "2.png", "width": 6, "height": 10}
         with pytest.raises(UserError, match=r"2\.png is 10 x 6 .*instances\.json is 6 x 10"):
-            Coco(root=_coco(tmp_path, [], images=[picture]))[0]
+            Coco(root=write_coco(tmp_path, [], images=[picture]))[0]
         with pytest.raises(UserError, match="COCO file not found"):
             Coco(root=tmp_path / "none")
-        (tmp_path / "annotations" / "instances.json").write_text("{")
-        with pytest.raises(UserError, match="not of the COCO form"):
-            Coco(root=tmp_path)
+        for content in (b"{", b"\xff", b"[]"):
+            (tmp_path / "annotations" / "instances.json").write_bytes(content)
+            with pytest.raises(UserError, match="not of the COCO form"):
+                Coco(root=tmp_path)
 
     def test_pictures_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path):
         files = ("1/a.png", "2/a.png", "2/b.png")
@@ -643,6 +765,12 @@ class TestCoco:
                 for annotation in data["annotations"]:
                     del annotation["score"]  # confidence is not among the files of a COCO dataset
             assert first == second
+
+    def test_an_export_without_classes_has_neither_objects_nor_background(self, tmp_path: Path):
+        CocoExporter().export([Entry("a", image(), {"depth": labels()["depth"]}, {})], TAXONOMY, tmp_path, {})
+        dataset = Coco(root=tmp_path)
+        assert dataset[0].labels.keys() == {"depth"}
+        assert dataset.taxonomy == TAXONOMY
 
     def test_colors_given_win(self, tmp_path: Path):
         CocoExporter().export([Entry("a", image(), labels(), {})], TAXONOMY, tmp_path, {})

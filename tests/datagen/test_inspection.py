@@ -11,11 +11,16 @@ from typer.testing import CliRunner
 
 from datagen import cli
 from datagen.datasets import AnnotatedImages
+from datagen.datasets.coco import Coco
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources
+from datagen.exporters import Entry
+from datagen.exporters.coco import Coco as CocoExporter
+from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources, oddities
 from datagen.pocket.truth import write_scenes
+from datagen.validation import validate
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, LabelSet, Taxonomy, metric_depth, semantic_map
+from tests.datagen.made_up import RING, coco_annotation, write_coco
 
 QUIET = Console(quiet=True)
 TAXONOMY = Taxonomy(
@@ -102,6 +107,26 @@ def test_background_alone_is_no_annotation():
     assert found.empty == ["forgotten"]
 
 
+def test_an_export_of_depths_alone_lacks_no_class(tmp_path: Path):
+    meters = np.full((10, 20), 8, np.float32)
+    entry = Entry("a", np.zeros((10, 20, 3), np.uint8), {"depth": metric_depth(meters)}, {})
+    CocoExporter().export([entry], TAXONOMY, tmp_path, {})
+    found = inspect(Coco(root=tmp_path), console=QUIET)
+    assert "labels: depth (1)" in str(found)
+    assert not any(count.pictures for count in found.classes)
+    assert list(found.warnings()) == []
+    assert validate(tmp_path).sound
+    done = CliRunner().invoke(cli.app, ["show", str(tmp_path), "--to", str(tmp_path / "sheet.png")])
+    assert done.exit_code == 0, done.output
+
+
+def test_crowds_are_no_example():
+    crowd = replace(balls(ids(1).astype(bool)), is_crowd=np.ones(1, bool))
+    found = look(a={"instances": crowd})
+    assert [(count.pictures, count.objects) for count in found.classes] == [(0, 0)] * 3
+    assert found.empty == []
+
+
 def test_depth_with_gaps_is_told_apart_from_sky():
     meters = np.full((10, 20), np.inf, np.float32)
     meters[4, :10] = 8
@@ -127,6 +152,20 @@ def test_a_plan_and_a_dataset_can_both_be_inspected(tmp_path: Path):
         assert sheet.width > 300
     sources = inspect_sources(Path("configs/pocket_reader.yaml"), ["data.count=2", "validation.count=1"])
     assert {name: len(source) for name, source in sources.items()} == {"data": 2, "validation": 1}
+
+
+def test_what_a_coco_file_says_of_no_picture_or_no_pixel_is_told(tmp_path: Path):
+    outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
+    strays = [coco_annotation(number, 3, RING, image_id=99) for number in range(10, 17)]
+    root = write_coco(tmp_path, [coco_annotation(1, 3, RING), coco_annotation(2, 40, outside), *strays])
+    found = inspect(Coco(root=root), console=QUIET)
+    assert found.classes[1].objects == 0
+    warnings = "\n".join(found.warnings())
+    assert "7 annotations belong to no picture of " in warnings
+    assert "left out: annotation 10 of image id 99; annotation 11 of" in warnings
+    assert "annotation 14 of image id 99 and 2 more; add their pictures to `images`, or remove them" in warnings
+    assert "1 objects have no pixel in their picture and are left out: annotation 2 of ü 1; correct or" in warnings
+    assert oddities(Coco(root=root)) == list(found.warnings())
 
 
 def test_something_else_is_refused(tmp_path: Path):

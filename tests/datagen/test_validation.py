@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from datagen import cli
 from datagen.coco_format import read_coco
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco
@@ -17,7 +19,7 @@ from datagen.instances import encode_mask
 from datagen.validation import score_against_itself, validate
 from decoders.errors import UserError
 from decoders.labels import InstanceSet
-from tests.datagen.made_up import TAXONOMY, image, labels, objects
+from tests.datagen.made_up import RING, TAXONOMY, coco_annotation, image, labels, objects, write_coco
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,10 @@ def _set(index: int, key: str, value: Any, table: str = "annotations") -> Callab
         (_set(0, "bbox", [2, 1, 9, 10]), "has bbox (2.0, 1.0, 9.0, 10.0), but its mask lies in (2.0, 1.0, 10.0, 10.0)"),
         (_set(0, "score", 1.5), "has score 1.5"),
         (_set(0, "score", None), "annotations.0.score"),
+        (_set(0, "bbox", []), "annotations.0.bbox"),
+        (lambda data: data["annotations"][0].pop("id"), "annotations.0.id"),
+        (_set(0, "caption", None, "images"), "images.0.caption"),
+        (_set(0, "color", "#ff00aa", "categories"), "categories.0.color"),
         (_set(0, "iscrowd", 2), "annotations.0.iscrowd"),
         (_set(0, "segmentation", {"size": [20, 33], "counts": "ü"}), "annotation 1 has the character 'ü'"),
         (_set(0, "segmentation", {"size": [20, 33], "counts": "P"}), "annotation 1 has run lengths that end in the"),
@@ -226,6 +232,69 @@ def test_only_crowds_have_no_score(tmp_path: Path):
 def test_a_folder_without_a_dataset_is_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"is no dataset: .*instances\.json not found; give the folder"):
         validate(tmp_path)
+
+
+def _foreign(folder: Path, *changes: dict[str, Any], **more: Any) -> Path:
+    """As other tools write it: numbered from 0, coordinates between pixels; each of the changes makes an object."""
+    ring = {"segmentation": RING, "bbox": [1.2, 0.8, 5.9, 4.1], "area": 25.5}
+    annotations = [ring | coco_annotation(number, 3, RING) | change for number, change in enumerate(changes)]
+    return write_coco(folder, annotations, **more)
+
+
+def test_a_sound_foreign_dataset_passes(tmp_path: Path):
+    crowd = {"segmentation": {"size": [6, 10], "counts": [0, 60]}, "iscrowd": 1, "area": None, "bbox": []}
+    box_area = {"area": 5.9 * 4.1, "score": None}
+    across_the_edge = {"segmentation": [[-4.0, 0, 8, 0, 8, 6, -4, 6]], "bbox": [-4, 0, 12, 6], "area": 72}
+    report = validate(_foreign(tmp_path, {}, box_area, crowd, across_the_edge))
+    assert report.sound, report
+    assert report.foreign
+    assert report.self_score == pytest.approx(1, abs=1e-9)
+    assert f"{tmp_path}, checked as a foreign dataset (info has no settings_digest of ours: objects" in str(report)
+    assert "alone), is sound: 2 pictures, 4 objects (scored against themselves: AP 1.000)" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"id": 1}, "annotation id 1 occurs 2 times"),
+        ({"image_id": 9}, "annotation 0 belongs to image id 9, which is not in `images`"),
+        ({"category_id": 9}, "annotation 0 has category id 9, which is not in `categories`"),
+        ({"area": 2}, "has area 2.0, but its mask covers 24 pixels"),
+        ({"bbox": [4, 1, 6, 4]}, "has bbox (4.0, 1.0, 6.0, 4.0), but its mask lies in (1.0, 1.0, 6.0, 4.0)"),
+        ({"segmentation": {"size": [6, 10], "counts": "7"}}, "has run lengths of 7 pixels in all"),
+        ({"segmentation": [[20, 20, 30, 20, 30, 30]]}, "has an empty mask"),
+        ({"segmentation": []}, "1 of 2 objects have no outline or mask, which a box does not give: annotation 0; the"),
+        ({"score": 7}, "has score 7.0, expected 0..1"),
+        ({"iscrowd": 3}, "annotations.0.iscrowd"),
+    ],
+)
+def test_a_fault_in_foreign_objects_is_found(tmp_path: Path, change: dict[str, Any], text: str):
+    _found(_foreign(tmp_path, change, {}), text)
+
+
+def test_a_fault_in_foreign_tables_and_pictures_is_found(tmp_path: Path):
+    pictures = [
+        {"id": 5, "file_name": "2.png", "width": 7, "height": 6},
+        {"id": 5, "file_name": "none/a.png", "width": 10, "height": 6},
+    ]
+    categories = [{"id": 3, "name": "cat"}, {"id": 3, "name": "cat"}]
+    root = _foreign(tmp_path, images=pictures, categories=categories)
+    _found(root, "image id 5 occurs 2 times", "category id 3 occurs 2 times", "category name 'cat' occurs 2 times")
+    _found(root, "image of 2.png is (6, 10) (height, width), but images say (6, 7)", "1 of 2 pictures are missing")
+    (root / "images/2.png").write_bytes(b"half")
+    _found(root, "2.png cannot be read")
+
+
+def test_a_foreign_dataset_may_lie_otherwise(tmp_path: Path):
+    root = _foreign(tmp_path, {})
+    (root / "annotations/instances.json").rename(root / "_annotations.coco.json")
+    arguments = ["validate", str(root), "--annotations", "_annotations.coco.json"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "checked as a foreign dataset" in done.output
+    done = CliRunner().invoke(cli.app, [*arguments, "--images", "sub"])
+    assert done.exit_code == 2
+    assert "2 of 2 pictures are missing" in done.output
 
 
 def test_a_long_list_is_cut(dataset: Path):
