@@ -87,6 +87,14 @@ def write_coco(root: Path, annotations: list[dict[str, Any]], **more: Any) -> Pa
     return root
 
 
+def readme_example(mentioning: str) -> str:
+    """The piece of Python in the README that mentions something."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    pieces = [piece.split("```")[0] for piece in text.split("```python\n")[1:]]
+    (found,) = [piece for piece in pieces if mentioning in piece]
+    return found
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -725,7 +725,7 @@ class TestCoco:
         for number, name in enumerate(files):
             _put(tmp_path / "images" / name, image(number, 10, 6))
         listed = [{"id": n, "file_name": name, "width": 6, "height": 10} for n, name in enumerate(files, start=1)]
-        dataset = Coco(root=_coco(tmp_path, [], images=listed))
+        dataset = Coco(root=write_coco(tmp_path, [], images=listed))
         assert dataset.names == ("1__a", "2__a", "b")
         np.testing.assert_array_equal(dataset[1].image, image(1, 10, 6))
 

@@ -308,8 +308,8 @@ def test_defaults_are_those_of_the_perceiver():
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*_reader.yaml")), ids=lambda p: p.name)
 def test_shipped_plans_are_valid(config: Path):
     checked = load_fit_plan(config)
-    assert checked.validation is not None
     assert isinstance(checked.model, ModelSettings)
+    assert (checked.validation is None) == (config.stem == "coco_reader"), "who has few pictures may have no others"
 
 
 def test_the_shipped_photographs_are_sixty_and_spread_over_the_drives():

@@ -15,6 +15,7 @@ from datagen.plugins import Group, choose_part, find, kinds, settings_model
 from decoders.errors import UserError
 from decoders.labels import Taxonomy
 from tests.datagen import toys
+from tests.datagen.made_up import readme_example
 
 
 class Plugin:
@@ -164,7 +165,6 @@ def test_nobody_replaces_a_kind_unseen(tmp_path: Path, monkeypatch: pytest.Monke
         find("filters", "sharp", at="")
 
 
-README = Path(__file__).parents[2] / "README.md"
 EXPORTER = """
 class Count:
     def export(self, samples, taxonomy, folder, info):
@@ -179,8 +179,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path, Non
     """The current folder, with the README's example in it; what is imported from it is forgotten afterwards."""
     folder = tmp_path / "meine Filter"
     folder.mkdir()
-    code = README.read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
-    (folder / "my_filters.py").write_text(code, encoding="utf-8")
+    (folder / "my_filters.py").write_text(readme_example("class Bright"), encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     before = set(sys.modules)

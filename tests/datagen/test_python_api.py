@@ -18,9 +18,9 @@ from decoders.perceivers.unet import UnetPerceiver
 from decoders.reader import fit_reader
 from decoders.references import ModelReference
 from decoders.settings import DecoderSettings, FitSettings
+from tests.datagen.made_up import readme_example
 
 POCKET = "package://datagen.pocket/weights"
-README = Path(__file__).parents[2] / "README.md"
 
 # diffusers' schedulers hand tensors to numpy in a way that numpy will once refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -43,25 +43,20 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def example(number: int) -> str:
-    """Of the README's pieces of Python."""
-    return README.read_text(encoding="utf-8").split("```python\n")[number].split("```")[0]
-
-
 def test_the_readmes_example_reads_a_picture(reader: Path, tmp_path: Path):
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.jpg")
-    code = example(2)
+    code = readme_example("open_reader")
     for said, meant in (("runs/demo/reader", reader), ("photo.jpg", tmp_path / "photo.jpg")):
         assert code.count(said) == 1, said
         code = code.replace(said, str(meant))
     found: dict[str, Any] = {"Path": Path}  # which the first piece has imported
-    exec(compile(code, str(README), "exec"), found)
+    exec(compile(code, "README.md", "exec"), found)
     assert found["ids"].shape == found["confidence"].shape == (48, 64)
     assert found["name"] in world.TAXONOMY.names
 
 
 def test_the_readmes_example_makes_a_dataset(reader: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    code = example(1)
+    code = readme_example("Factory(")
     for said, small in (
         ('Path("runs/demo/reader")', repr(reader)),
         ('Path("runs/mine")', repr(tmp_path / "run")),
@@ -73,7 +68,7 @@ def test_the_readmes_example_makes_a_dataset(reader: Path, tmp_path: Path, capsy
     ):
         assert code.count(said) == 1, said
         code = code.replace(said, small.replace("PosixPath", "Path"))
-    exec(compile(code, str(README), "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
     assert "0 2 accepted" in capsys.readouterr().out
     report = validate(tmp_path / "dataset")
     assert report.sound
