@@ -93,3 +93,9 @@ def test_other_settings_and_missing_probes_are_told(plan: Path, probed: Path, tm
     (tmp_path / PROBE_FILE).unlink()
     with pytest.raises(UserError, match=r"set fit\.holdout above 0"):
         probe_from_plan(plan, tmp_path / "none", ["fit.holdout=0"], pictures=2, timesteps=[5], noises=[1], fits=1)
+
+
+def test_a_wrong_task_is_told_before_the_ranking(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("datagen.probing.data_digest", lambda _: pytest.fail("all pictures were looked at"))
+    with pytest.raises(UserError, match="task semantic has no option 'balanc'"):
+        probe_from_plan(plan, tmp_path, ["tasks.semantic.balanc=true"])
