@@ -283,7 +283,10 @@ def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
         content = path.read_bytes()
         if strict:
             return kind.model_validate_json(content, strict=True)
-        return kind.model_validate(_tolerated(from_json(content.removeprefix(BOM_UTF8))))
+        try:
+            return kind.model_validate_json(content)
+        except ValidationError:  # not before: it takes a while, and more memory
+            return kind.model_validate(_tolerated(from_json(content.removeprefix(BOM_UTF8))))
     except FileNotFoundError:
         raise UserError(f"COCO file not found: {path}; check the path") from None
     except OSError as error:
