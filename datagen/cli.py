@@ -302,8 +302,9 @@ def label(
 
     choices: dict[str, Any] = {"batch_size": batch_size, "coverage": coverage, "model": model}
     choices["classes"] = _phrases(classes) if classes else None
-    summary = run(reader, images, to=to, skip_unreadable=skip_unreadable, **choices)
-    _out.print(str(summary), markup=False)
+    _launched(
+        lambda launcher: run(reader, images, to=to, skip_unreadable=skip_unreadable, launcher=launcher, **choices)
+    )
 
 
 @app.command(

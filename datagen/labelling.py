@@ -4,6 +4,7 @@ import filecmp
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,8 @@ from datagen.datasets import list_images, normal, whole_name
 from datagen.exporters.coco import CocoWriter
 from datagen.files import UNREAD_SUFFIXES, read_image, require_outside
 from datagen.interruption import stop_signals
+from datagen.launchers import Launcher
+from datagen.launchers.local import Local
 from datagen.meter import Tick, console_of, meter
 from datagen.readers import model_of, open_reader, read_manifest
 from decoders.errors import UserError
@@ -63,6 +66,7 @@ def label(
     skip_unreadable: bool = False,
     model: str | None = None,
     console: Console | None = None,
+    launcher: Launcher | None = None,
 ) -> LabelSummary:
     """Label the pictures of a folder and its subfolders, each at its own size; run again, it goes on where it was.
 
@@ -79,6 +83,8 @@ def label(
         skip_unreadable: leave out pictures that cannot be decoded, instead of stopping.
         model: where the reader's model lies now; where the reader says when None.
         console: where progress is told; stderr when None.
+        launcher: knows the other processes, which divide the pictures; None when this one labels alone. The dataset is
+            the same, whatever their number.
 
     Raises:
         UserError: no picture there, one that cannot be read, or two of one name, one of them in `to` maybe; one is in
@@ -88,7 +94,9 @@ def label(
     """
     manifest = read_manifest(reader, batch_size=batch_size, coverage=coverage, classes=classes)
     model_of(reader, manifest, source=model)
-    files = _list_pictures(images, to)
+    launcher = launcher or Local()
+    console = console_of(launcher.rank, console)
+    files = _list_pictures(images, to) if launcher.rank == 0 else {}
     batch_size, coverage = manifest.reading.batch_size, manifest.reading.coverage
     info = {
         "description": "Pictures labelled by a reader of a diffusion model's activations",
@@ -97,60 +105,95 @@ def label(
         "batch_size": batch_size,
         "coverage": coverage,
     } | ({} if classes is None else {"phrases": list(manifest.taxonomy.phrases)})
-    with no_other_writer(to):
-        writer = CocoWriter(to, manifest.taxonomy, info=info)
-        todo = {name: path for name, path in files.items() if not writer.has(name)}
-        _check_same({name: files[name] for name in files.keys() - todo.keys()}, to)
-        _check_names(files, images, writer)
-        console = console_of(0, console)
-        with meter("check", console=console) as tick:
-            sizes, damaged = _open_all(list(todo.values()), tick)
-        if damaged and not skip_unreadable:
-            listed = "\n".join(_list(damaged))
-            raise UserError(
-                f"{len(damaged)} of {len(files)} pictures in {images} cannot be read:\n{listed}\n"
-                "replace or remove them, or leave them out with --skip-unreadable; the others were not labelled yet"
-            )
-        if len(damaged) == len(files):
-            raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
-        if sizes:
+
+    def dataset() -> CocoWriter:
+        return CocoWriter(to, manifest.taxonomy, info=info)
+
+    with no_other_writer(to) if launcher.rank == 0 else nullcontext():
+        work = launcher.agree(
+            _find_work(dataset(), files, images, batch_size, skip_unreadable=skip_unreadable, console=console)
+            if launcher.rank == 0
+            else None
+        )
+        assert work is not None, "rank 0 says it"
+        if mine := work.batches[launcher.rank :: launcher.world]:
             with meter("label", console=console) as tick:
                 _label(
                     open_reader(reader, model=model, batch_size=batch_size, coverage=coverage, classes=classes),
-                    sizes,
-                    {path: name for name, path in todo.items()},
-                    writer,
-                    batch_size,
+                    mine,
+                    dataset(),
                     tick,
                     console,
                 )
-        writer.finish()
-        return LabelSummary(
-            folder=to,
+        launcher.barrier()
+        if launcher.rank == 0:
+            dataset().finish()
+    return work.summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is to be done, and what will have come of it."""
+
+    batches: Sequence[Sequence[tuple[str, Path]]]
+    """Names and files of pictures of one size."""
+    summary: LabelSummary
+
+
+def _find_work(
+    writer: CocoWriter,
+    files: Mapping[str, Path],
+    images: Path,
+    batch_size: int,
+    *,
+    skip_unreadable: bool,
+    console: Console,
+) -> _Work:
+    """Look at all pictures, and make the dataset ready for more where there are more."""
+    todo = {name: path for name, path in files.items() if not writer.has(name)}
+    _check_same({name: files[name] for name in files.keys() - todo.keys()}, writer.folder)
+    _check_names(files, images, writer)
+    with meter("check", console=console) as tick:
+        sizes, damaged = _open_all(list(todo.values()), tick)
+    if damaged and not skip_unreadable:
+        listed = "\n".join(_list(damaged))
+        raise UserError(
+            f"{len(damaged)} of {len(files)} pictures in {images} cannot be read:\n{listed}\n"
+            "replace or remove them, or leave them out with --skip-unreadable; the others were not labelled yet"
+        )
+    if len(damaged) == len(files):
+        raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
+    if sizes:
+        writer.reopen()
+    names = {path: name for name, path in todo.items()}
+    return _Work(
+        batches=[[(names[path], path) for path in batch] for batch in _batches(sizes, batch_size)],
+        summary=LabelSummary(
+            folder=writer.folder,
             labelled=len(files) - len(damaged),
             were_there=len(files) - len(todo),
             skipped={str(path): fault for path, fault in damaged.items()},
             left_out=_left_out(images),
-        )
+        ),
+    )
 
 
 def _label(
     reader: "decoders.reader.Reader",
-    sizes: Mapping[Path, Size],
-    names: Mapping[Path, str],
+    batches: Sequence[Sequence[tuple[str, Path]]],
     writer: CocoWriter,
-    batch_size: int,
     tick: Tick,
     console: Console,
 ) -> None:
-    done = 0
+    done, total = 0, sum(map(len, batches))
     with stop_signals(lambda: console.print("stopping after this batch; once more to stop at once")) as stopped:
-        for batch in _batches(sizes, batch_size):
-            for path, labels in zip(batch, reader.read([read_image(path) for path in batch]), strict=True):
-                writer.add(names[path], path.read_bytes(), labels)
+        for batch in batches:
+            found = reader.read([read_image(path) for _, path in batch])
+            for (name, path), labels in zip(batch, found, strict=True):
+                writer.add(name, path.read_bytes(), labels)
             done += len(batch)
-            tick(done, len(sizes))
-            if stopped() and done < len(sizes):
+            tick(done, total)
+            if stopped() and done < total:
                 raise KeyboardInterrupt
 
 

@@ -185,8 +185,7 @@ class CocoWriter:
             colors, segments = merged
             files[f"panoptic/{stem}.png"] = encode_png(colors)
             part["panoptic"] = [{"file_name": f"{stem}.png", "segments_info": segments}]
-        if self._finished:
-            self._reopen()
+        self.reopen()
         for file, data in files.items():
             write_atomic(self.folder / file, data)
         write_atomic(self.folder / "images" / file_name, content)
@@ -197,8 +196,8 @@ class CocoWriter:
     def keep_only(self, file_names: Iterable[str]) -> None:
         """Take out all other pictures, with their maps."""
         left_over = sorted(self.file_names - set(file_names))
-        if left_over and self._finished:
-            self._reopen()
+        if left_over:
+            self.reopen()
         for file_name in left_over:
             picture = read_json(self._part_file(file_name))["image"]
             self._part_file(file_name).unlink()  # first: without its part, a picture does not count
@@ -259,8 +258,10 @@ class CocoWriter:
         for file_name in sorted(self.file_names):
             yield read_json(self._part_file(file_name))
 
-    def _reopen(self) -> None:
-        """Take the JSON files apart again, so that pictures can be added to a finished dataset."""
+    def reopen(self) -> None:
+        """Take the JSON files of a finished dataset apart again, so that pictures can be added."""
+        if not self._finished:
+            return
         files = {kind: read_json(self._annotations(kind)) for kind in ("instances", "stuff", "panoptic")}
         info = files["instances"]["info"]
         entries = {kind: _by_picture(data["annotations"]) for kind, data in files.items()}

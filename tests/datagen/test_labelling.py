@@ -165,6 +165,37 @@ def test_new_pictures_join_a_finished_dataset(reader: Path, folder: Path, tmp_pa
     assert tree(tmp_path / "grown") == tree(tmp_path / "at once")
 
 
+def test_two_processes_label_one_folder(reader: Path, folder: Path, tmp_path: Path):
+    """Pictures come to a finished dataset, which ends as if one process had labelled all."""
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    commands = {"alone": ["datagen"], "together": [*launch, "--main_process_port", "0", "-m", "datagen"]}
+    late = folder / "a.jpg"
+    kept = late.read_bytes()
+    late.unlink()
+    label(reader, folder, tmp_path / "together")
+    late.write_bytes(kept)
+    (folder / "later.png").write_bytes((folder / "sub folder/c.png").read_bytes())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name, command in commands.items():
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "label", "--reader", reader, folder, "--to", tmp_path / name],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("6 labelled pictures (4" if name == "together" else "6 labelled pictures (0") == 1
+    report = validate(tmp_path / "together")
+    assert report.sound, report
+    assert tree(tmp_path / "together").keys() == tree(tmp_path / "alone").keys()
+    for one, other in zip(Coco(root=tmp_path / "together"), Coco(root=tmp_path / "alone"), strict=True):
+        found, expected = one.labels["semantic"], other.labels["semantic"]
+        assert isinstance(found, DenseMap)
+        assert isinstance(expected, DenseMap)
+        assert (found.values == expected.values).mean() > 0.99
+
+
 def test_another_picture_of_a_labelled_one_s_name_is_refused(reader: Path, folder: Path, tmp_path: Path):
     label(reader, folder, tmp_path / "out")
     before = tree(tmp_path / "out")
