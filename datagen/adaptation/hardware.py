@@ -33,6 +33,11 @@ def half_precision(device: torch.device, *, needed: bool = False) -> Generator[N
         yield
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether operations on the device choose their number format themselves at the moment."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the GPU computes in bfloat16 itself; Turing and older only act as if, slower than in float32."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

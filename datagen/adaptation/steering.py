@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from datagen.adaptation.batches import check_share
 from datagen.adaptation.denoising import Predict
+from datagen.adaptation.hardware import autocasts
 from datagen.adaptation.loop import stream
 from datagen.conditions import Condition
 from datagen.controls import read_control
@@ -107,7 +108,7 @@ def _predict(
         added_cond_kwargs=added_cond_kwargs and {name: each.to(wide) for name, each in added_cond_kwargs.items()},
         return_dict=False,
     )
-    if not torch.is_autocast_enabled(sample.device.type):
+    if not autocasts(sample.device):
         # Else they stay as they are, as their gradients would: those of the deep levels are less than float16 can say.
         down, middle = [residual.to(sample.dtype) for residual in down], middle.to(sample.dtype)
     return unet(
