@@ -147,7 +147,7 @@ def test_a_folder_is_known_by_its_contents(tmp_path: Path):
 def test_a_folder_without_pictures_or_with_something_else_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"images: folder .*nowhere not found"):
         pictures_of_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no picture \(\.bmp, \.jpeg, .*check the path"):
+    with pytest.raises(UserError, match=r"holds no picture \(\.bmp, .*check the path"):
         pictures_of_folder(tmp_path)
     (tmp_path / "notes.jpg").write_text("no picture")
     with pytest.raises(UserError, match=r"notes\.jpg cannot be read"):
