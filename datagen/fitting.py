@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from datagen.datasets import AnnotatedImages, data_digest
-from datagen.evaluation.apart import pixel_hash
+from datagen.evaluation.apart import check_none_shared, pixel_hash
 from datagen.files import read_json, write_json
 from datagen.fit_plan import FitPlan, PerceiverSettings, load_fit_plan
 from datagen.inspection import oddities
@@ -112,7 +112,7 @@ def fit_from_plan(
     if not (folder / MANIFEST_FILE).exists():
         _check_free(folder)
         _check_fit(checked, model, data, taxonomy)
-    identity = launcher.agree(_identity(checked, model, data) if launcher.rank == 0 else {})
+    identity = launcher.once(lambda: _identity(checked, model, data))
     was_there = _is_there(folder, identity)
     launcher.barrier()
     if was_there:
@@ -262,15 +262,9 @@ def _check_validation(data: AnnotatedImages, validation: AnnotatedImages | None)
 
 
 def _check_unseen(validation: AnnotatedImages, data: AnnotatedImages) -> None:
-    """By the pixels, as one picture may have two names."""
-    seen = {pixel_hash(picture): picture.name for picture in data}
-    shared = [(picture.name, seen[found]) for picture in validation if (found := pixel_hash(picture)) in seen]
-    if shared:
-        raise UserError(
-            f"{len(shared)} of {len(validation)} pictures of `validation` are also in `data`, first {shared[0][0]} "
-            f"(there {shared[0][1]}); a reader must not have seen what it is measured on: choose others. What "
-            "`validation` leaves out is as in `data`"
-        )
+    measured, learned = ({pixel_hash(picture): picture.name for picture in each} for each in (validation, data))
+    remedy = "a reader must not have seen what it is measured on: choose others. What `validation` leaves out is as in "
+    check_none_shared(("validation", measured), ("data", learned), remedy=remedy + "`data`")
 
 
 def _identity(plan: FitPlan, model: Model, data: AnnotatedImages) -> dict[str, Any]:

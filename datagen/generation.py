@@ -76,7 +76,7 @@ def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> Run
     launcher.barrier()
     parts = build_parts(plan, device=lambda: launcher.device)
     # One process looks at everything that decides the bytes, a dataset's pictures among it, and tells the others.
-    decisive = launcher.agree(identity(plan, parts) if launcher.rank == 0 else {})
+    decisive = launcher.once(lambda: identity(plan, parts))
     run = Run(
         folder=plan.run,
         plan=plan.model_dump(mode="json"),
@@ -88,8 +88,7 @@ def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> Run
         run = claim(run)
     launcher.barrier()
     # One process reads the marks: many would ask a file system for the same ones, and might not see the same.
-    enough = launcher.rank == 0 and _accepted(run.store.contiguous()) >= plan.target
-    if not launcher.agree(enough):
+    if launcher.once(lambda: _accepted(run.store.contiguous())) < plan.target:
         _make_shards(plan, parts, run, launcher, progress)
     launcher.barrier()
     if launcher.rank:
@@ -121,8 +120,7 @@ def _make_shards(plan: GeneratePlan, parts: Parts, run: Run, launcher: Launcher,
     torch.set_num_threads(plan.threads)
     if launcher.rank == 0:
         note_hardware(run, hardware(launcher.device, plan.model.dtype if plan.model else "float32"))
-    there = [shard.index for shard in run.store.done()] if launcher.rank == 0 else []
-    finished = frozenset(launcher.agree(there))
+    finished = launcher.once(lambda: frozenset(shard.index for shard in run.store.done()))
     with stop_signals(lambda: progress.say("stopping after this batch; once more to stop at once")) as stopped:
         factory = Factory(
             source=parts.source,

@@ -110,12 +110,9 @@ def label(
         return CocoWriter(to, manifest.taxonomy, info=info)
 
     with no_other_writer(to) if launcher.rank == 0 else nullcontext():
-        work = launcher.agree(
-            _find_work(dataset(), files, images, batch_size, skip_unreadable=skip_unreadable, console=console)
-            if launcher.rank == 0
-            else None
+        work = launcher.once(
+            lambda: _find_work(dataset(), files, images, batch_size, skip_unreadable=skip_unreadable, console=console)
         )
-        assert work is not None, "rank 0 says it"
         if mine := work.batches[launcher.rank :: launcher.world]:
             with meter("label", console=console) as tick:
                 _label(
@@ -126,7 +123,7 @@ def label(
                     console,
                 )
         launcher.barrier()
-        if launcher.rank == 0:
+        if work.batches and launcher.rank == 0:
             dataset().finish()
     return work.summary
 
@@ -149,7 +146,7 @@ def _find_work(
     skip_unreadable: bool,
     console: Console,
 ) -> _Work:
-    """Look at all pictures, and make the dataset ready for more where there are more."""
+    """Look at all pictures, and make the dataset ready for more, or finish it where there are none."""
     todo = {name: path for name, path in files.items() if not writer.has(name)}
     _check_same({name: files[name] for name in files.keys() - todo.keys()}, writer.folder)
     _check_names(files, images, writer)
@@ -165,6 +162,8 @@ def _find_work(
         raise UserError(f"none of the {len(files)} pictures in {images} can be read; check the folder")
     if sizes:
         writer.reopen()
+    else:
+        writer.finish()
     names = {path: name for name, path in todo.items()}
     return _Work(
         batches=[[(names[path], path) for path in batch] for batch in _batches(sizes, batch_size)],

@@ -102,18 +102,18 @@ def _control(plan: ControlPlan, to: Path, console: Console | None, launcher: Lau
     # LoRA files off while it learns.
     condition: Condition = plan.condition.build(taxonomy=taxonomy, model=apart)
     begin_with = None if plan.begin_with is None else locate_control(plan.begin_with.source, plan.begin_with.revision)
-
-    def inputs() -> dict[str, Any]:
-        return {
-            "model": model.digest,
-            "dtype": plan.model.dtype,
-            "begin_with": None if begin_with is None else control_digest(begin_with),
-            "condition": part_identity(plan.condition, condition),
-            "source": part_identity(plan.source, source),
-        }
-
-    # One process looks at all pictures of the source, and tells the others.
-    identity = plan.decisive(without=_INPUTS) | launcher.agree(inputs() if launcher.rank == 0 else {})
+    identity = launcher.once(
+        lambda: (
+            plan.decisive(without=_INPUTS)
+            | {
+                "model": model.digest,
+                "dtype": plan.model.dtype,
+                "begin_with": None if begin_with is None else control_digest(begin_with),
+                "condition": part_identity(plan.condition, condition),
+                "source": part_identity(plan.source, source),
+            }
+        )
+    )
     folder = TrainingFolder(to, identity, verb="control_plan", result=WEIGHTS_FILE)
     was_there = folder.is_finished()
     launcher.barrier()

@@ -83,14 +83,26 @@ def check_apart(tests: Mapping[str, Survey], learned: Mapping[str, Survey]) -> N
         UserError: a test picture is also in one of those that are learned from.
     """
     for (test, measured), (name, other) in product(tests.items(), learned.items()):
-        mine = measured.pictures
-        shared = sorted(mine.keys() & other.pictures.keys(), key=lambda key: mine[key])
-        if shared:
-            raise UserError(
-                f"{len(shared)} of {len(mine)} pictures of `{test}` are also in `{name}`, first {mine[shared[0]]} "
-                f"(there {other.pictures[shared[0]]}); a student must not have seen what it is measured on: take them "
-                "out of one"
-            )
+        remedy = "a student must not have seen what it is measured on: take them out of one"
+        check_none_shared((test, measured.pictures), (name, other.pictures), remedy=remedy)
+
+
+def check_none_shared(
+    measured: tuple[str, Mapping[str, str]], learned: tuple[str, Mapping[str, str]], *, remedy: str
+) -> None:
+    """Args:
+        measured, learned: what a dataset is called, and its pictures by the hash of their pixels, as one may have two
+            names.
+
+    Raises:
+        UserError: a picture is in both.
+    """
+    (test, mine), (name, theirs) = measured, learned
+    if shared := sorted(mine.keys() & theirs.keys(), key=lambda key: mine[key]):
+        raise UserError(
+            f"{len(shared)} of {len(mine)} pictures of `{test}` are also in `{name}`, first {mine[shared[0]]} (there "
+            f"{theirs[shared[0]]}); {remedy}"
+        )
 
 
 def check_labels(surveys: Mapping[str, Survey], labels: Sequence[str]) -> None:

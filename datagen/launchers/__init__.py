@@ -1,7 +1,7 @@
 """Who makes which shard. Shards need nothing of each other, so that is all a launcher has to say."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
@@ -36,8 +36,8 @@ class Launcher(Protocol):
         """The processes as those who fit one decoder together."""
         ...
 
-    def agree(self, value: Item) -> Item:
-        """What rank 0 says; every process must ask."""
+    def once(self, find: Callable[[], Item]) -> Item:
+        """What rank 0 finds, which alone looks for it and tells the others; every process must ask."""
         ...
 
     def barrier(self) -> None:

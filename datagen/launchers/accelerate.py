@@ -1,18 +1,18 @@
 """Several processes or machines, started by `accelerate launch`: shards are dealt out in turn."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from itertools import islice
-from typing import TypeVar
+from typing import cast
 
 import torch
 from accelerate import PartialState
 
+from datagen.launchers import Item
 from decoders.errors import UserError
 from decoders.peers import Group
 
-Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)
 """How long a barrier waits: as long as fitting a reader or making a shard may take, not the usual half hour."""
 
@@ -43,8 +43,8 @@ class Accelerate:
     def peers(self) -> Group:
         return Group(self.device)
 
-    def agree(self, value: Item) -> Item:
-        return self.peers().agree(value)
+    def once(self, find: Callable[[], Item]) -> Item:
+        return cast(Item, self.peers().agree(find() if self.rank == 0 else None))
 
     def barrier(self) -> None:
         self._state.wait_for_everyone()

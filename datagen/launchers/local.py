@@ -1,12 +1,12 @@
 """One process makes everything."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from datagen.launchers import Item
 
 if TYPE_CHECKING:
     import decoders.peers
-
-Item = TypeVar("Item")
 
 
 class Local:
@@ -29,8 +29,8 @@ class Local:
 
         return ALONE
 
-    def agree(self, value: Item) -> Item:
-        return value
+    def once(self, find: Callable[[], Item]) -> Item:
+        return find()
 
     def barrier(self) -> None:
         """Nobody to wait for."""

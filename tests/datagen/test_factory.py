@@ -60,8 +60,8 @@ class OneOf:
     def peers(self) -> Peers:
         return ALONE
 
-    def agree(self, value: Item) -> Item:
-        return value
+    def once(self, find: Callable[[], Item]) -> Item:
+        return find()
 
     def barrier(self) -> None: ...
 
