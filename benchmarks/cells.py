@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from datagen.files import json_bytes, read_json
+from datagen.model import hardware
+from decoders.checkpoint import choose_device
 from decoders.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +33,7 @@ def measure_all(
             to waiting in one thread each than in one process with all of them. 1 = this process.
 
     Returns:
-        The cells asked for, each joined with what was measured.
+        The cells asked for, each joined with what was measured and on which `hardware`.
     """
     file = RESULTS / f"{name}.json"
     known: dict[str, Any] = read_json(file) if file.exists() else {}
@@ -40,10 +42,15 @@ def measure_all(
     for key, measured in _measured(measure, missing, workers):
         if file.exists():
             known |= read_json(file)  # what another process measured meanwhile
-        known[key] = {"cell": dict(wanted[key]), "measured": measured}
+        known[key] = {"cell": dict(wanted[key]), "measured": measured | {"hardware": this_hardware()}}
         write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
         print(f"{name}: measured {json.dumps(wanted[key], sort_keys=True)}", flush=True)
     return [{**known[key]["cell"], **known[key]["measured"]} for key in wanted]
+
+
+def this_hardware() -> str:
+    """What computes, and in which number format frozen models are."""
+    return hardware(str(choose_device(None)), "auto")
 
 
 def _measured(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class EveryBlock:
             image=pixels,
             levels=tuple(torch.cat(pair, dim=1) for pair in zip(without, levels, strict=True)),
             attention=tuple(maps / self.prompt.shape[1] for maps in attention),
-        )
+        ).to(torch.float32)
 
     def _pass(
         self, latents: Tensor, tokens: Tensor, size: Size, *, classes: int
@@ -264,10 +264,12 @@ class Recipe:
     """One task of the recipe: a network, its loss, and updates of one picture each that run the model."""
 
     def __init__(self, perceiver: EveryBlock, task: Instances, *, seed: int) -> None:
-        self.perceiver, self.task = perceiver, task
+        self.device = perceiver.checkpoint.device
+        self.perceiver, self.task = perceiver, cast(Instances, cast(nn.Module, task).to(self.device))
         self.label = task.learns_from or "instances"
         torch.manual_seed(seed)
-        self.network = RecipeNetwork(_channels(perceiver), queries=len(task.contents), classes=len(task.things))
+        network = RecipeNetwork(_channels(perceiver), queries=len(task.contents), classes=len(task.things))
+        self.network = network.to(self.device)
         self.seed = seed
 
     def fit(self, pictures: AnnotatedImages, *, updates: int, evaluations: int = 8) -> Curve:
@@ -286,7 +288,7 @@ class Recipe:
                 picture, view=step, size=picture.image.shape[:2], augmentation=Augmentation(), seed=(self.seed, step)
             )
             output = self.network(self.perceiver.perceive(view.image[None]))
-            loss = self.task.loss(output, self.task.target(view.labels[name])[None])
+            loss = self.task.loss(output, self.task.target(view.labels[name])[None].to(self.device))
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimiser.step()
@@ -312,14 +314,15 @@ class Recipe:
 
 def depth_updates(perceiver: EveryBlock, pictures: Sequence[AnnotatedImage]) -> float:
     """Seconds of an update of the recipe's depth head, in the mean over one update for each picture."""
-    network = RecipeDepth(_channels(perceiver))
+    device = perceiver.checkpoint.device
+    network = RecipeDepth(_channels(perceiver)).to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
     started = time.perf_counter()
     for picture in pictures:
         truth = picture.labels["depth"]
         assert isinstance(truth, DenseMap)
-        meters = torch.from_numpy(truth.values[None, ..., 0])
-        valid = torch.from_numpy(truth.valid[None])
+        meters = torch.from_numpy(truth.values[None, ..., 0]).to(device)
+        valid = torch.from_numpy(truth.valid[None]).to(device)
         found = network(perceiver.perceive(picture.image[None]))[:, 0]
         error = meters[valid].log() - found[valid].clamp_min(1e-3).log()
         loss = (error.square().mean() - 0.5 * error.mean().square()).sqrt()

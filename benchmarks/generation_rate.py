@@ -8,22 +8,18 @@ process of its own for each side. Cost on two cores: 5 rounds x 2 x 16 pictures,
 """
 
 import argparse
-import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.cells import RESULTS
+from benchmarks import clock
 from datagen.factory import Factory
 from datagen.plan import GeneratePlan, Parts, build_parts, load_plan
 from datagen.shards import ShardStore
-from decoders.files import write_atomic
 
 PICTURES = 16
 
@@ -66,9 +62,7 @@ SIDES = {"plain": draw_plainly, "labelled": make_labelled}
 
 
 def seconds(side: str, plan: GeneratePlan, parts: Parts) -> float:
-    start = time.perf_counter()
-    SIDES[side](plan, parts)
-    return time.perf_counter() - start
+    return clock.seconds(lambda: SIDES[side](plan, parts))
 
 
 def peak_mib(side: str, arguments: list[str]) -> float:
@@ -88,7 +82,7 @@ def main() -> None:
     parts = build_parts(plan)
     if chosen.only:
         SIDES[chosen.only](plan, parts)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(1024 * clock.peak_gib())
         return
     for side in SIDES:  # once each, not counted: loads what is loaded lazily
         seconds(side, plan, parts)
@@ -103,7 +97,7 @@ def main() -> None:
         "batch_size": plan.batch_size,
         "threads": plan.threads,
     }
-    write_atomic(RESULTS / "generation_rate.json", (json.dumps(found, indent=1) + "\n").encode())
+    clock.keep("generation_rate", found)
     print(f"labelled pictures per second / plain: {found['rate_ratio']:.2f} (aim 0.90)")
     print(f"peak memory labelled / plain: {found['memory_ratio']:.2f} (aim 1.10)")
 

@@ -98,7 +98,7 @@ def measure_attention(cell: Cell) -> Mapping[str, Any]:
             for level in perceiver.perceive(np.stack([picture.image for picture in pictures])).attention
         ]
     ).mean(0)
-    ranks = (maps / maps.mean(1, keepdim=True)).numpy()
+    ranks = (maps / maps.mean(1, keepdim=True)).float().cpu().numpy()
     found: dict[str, float] = {}
     for index, name in enumerate(world.TAXONOMY.names):
         truth = np.stack([_ids(picture) == index + 1 for picture in pictures]).ravel()

@@ -27,7 +27,7 @@ from benchmarks.readers import MODEL, model_digest
 from datagen.adaptation import hardware, loop
 from datagen.pocket import judge, scene_cache, vae
 from datagen.pocket.world import TAXONOMY
-from decoders.checkpoint import load_checkpoint
+from decoders.checkpoint import choose_device, load_checkpoint
 from decoders.files import cache_folder
 
 AIM = 0.8
@@ -69,10 +69,10 @@ def train(scenes: scene_cache.ScenePool, *, folder: Path, coarse_updates: int, u
     batches zoomed in. Returns the averaged network."""
     network = FullSizeUnet()
     schedule = loop.Schedule(updates=coarse_updates, peak_rate=1e-3, average_decay=0.998)
-    coarse = judge.train(judge.build(), scenes, folder=folder / "coarse", schedule=schedule)
+    device = choose_device(None)
+    coarse = judge.train(judge.build().to(device), scenes, folder=folder / "coarse", schedule=schedule)
     network.coarse.load_state_dict(coarse.state_dict())
     overlap = smp.losses.DiceLoss("multiclass", ignore_index=-1)
-    device = torch.device("cpu")
 
     def loss(step: int) -> Mapping[str, Tensor]:
         random = loop.stream(0, step)
@@ -85,7 +85,7 @@ def train(scenes: scene_cache.ScenePool, *, folder: Path, coarse_updates: int, u
         return {"loss": crossed + missed, "cross-entropy": crossed, "Dice": missed}
 
     return loop.advance(
-        network.to(memory_format=torch.channels_last),
+        network.to(device=device, memory_format=torch.channels_last),
         loss,
         folder=folder / "whole",
         schedule=loop.Schedule(updates=updates, peak_rate=1e-3, decay_share=0.5, average_decay=0.998),

@@ -19,7 +19,6 @@ Told at the end: the mIoU on held-out pictures that a rival has at its best, and
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks.cells import Cell, measure_all
+from benchmarks import clock
+from benchmarks.cells import Cell, measure_all, this_hardware
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
 from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, model_digest, perceiver_of
 from datagen.datasets import AnnotatedImages
@@ -180,8 +180,8 @@ def print_cost(method: str) -> None:
         cell = {"method": method, "seed": 0, "rate": METHODS[method][1], "updates": COST_UPDATES, "views": 16}
         _, timed = fit_one(cell, pictures, SCENE_TASKS)
         seconds, batch, views_s = timed.update_s, FitSettings().batch_size, timed.views_s / COST_UPDATES
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"update_s": seconds, "pictures_per_update": batch, "views_s": views_s, "peak_gib": peak}))
+    found = {"update_s": seconds, "pictures_per_update": batch, "views_s": views_s, "peak_gib": clock.peak_gib()}
+    print(json.dumps(found))
 
 
 def figures(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -206,7 +206,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
             if pictures in (20, 100) and not seed:
                 recipe = common | RECIPE | {"part": "recipe", "seed": seed, "pictures": pictures, "updates": 2000}
                 cells += [recipe | {"task": task} for task in ("semantic", "instances")]
-    cost = {"part": "cost", "model": model, "updates": COST_UPDATES, "views": 16}
+    cost = {"part": "cost", "model": model, "updates": COST_UPDATES, "views": 16, "hardware": this_hardware()}
     names = ("reader", "U-Net", "recipe, semantic", "recipe, instances", "recipe, depth")
     cells += [cost | _of(name) for name in names]
     return [cell for cell in cells if cell["part"] in chosen.only]

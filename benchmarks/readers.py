@@ -17,7 +17,7 @@ from benchmarks.cells import Cell
 from datagen.datasets import AnnotatedImages
 from datagen.model import Model
 from decoders.cache import FitProgress
-from decoders.checkpoint import Checkpoint, ModelReference, load_checkpoint
+from decoders.checkpoint import Checkpoint, ModelReference, choose_device, load_checkpoint
 from decoders.decoder import Standardise, Trunk, TrunkFeatures, resize
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver, to_pixels
 from decoders.labels import Taxonomy
@@ -49,7 +49,7 @@ class PictureOnly:
 
     def perceive(self, images: UInt8[np.ndarray, "batch height width 3"], *, look: int = 0) -> FeatureBundle:
         del look
-        return FeatureBundle(image=to_pixels(images, torch.device("cpu")), levels=(), attention=())
+        return FeatureBundle(image=to_pixels(images, choose_device(None)), levels=(), attention=())
 
 
 class Remembering:

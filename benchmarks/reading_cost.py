@@ -2,34 +2,30 @@
 
     python -m benchmarks.reading_cost [--rounds 5] [--side 512]
 
-Random weights, float32, one picture (time depends on shapes alone). The tapped pass reads what a reader reads by
-default (features of the middle and of all up blocks, attention to twelve class phrases); plain and tapped passes
-alternate in one process and the median ratio counts. The plain pass has a prompt of 77 tokens, the tapped one the 44 of
-a reading here. Extra memory is the difference of the peaks of two processes that make one such pass. A reading is VAE
-encoding, the tapped pass and the decoder; it is set against a picture of 25 guided steps, 25 passes of two pictures and
-VAE decoding, and one of 4 unguided steps, each part timed in the same rounds. Cost on two cores: 5 rounds x 40 s, 6 GiB
-of memory.
+Random weights, one picture (time depends on shapes alone), float32 on a CPU, float16 on a GPU. The tapped pass reads
+what a reader reads by default (features of the middle and of all up blocks, attention to twelve class phrases); plain
+and tapped passes alternate in one process and the median ratio counts. The plain pass has a prompt of 77 tokens, the
+tapped one the 44 of a reading here. Extra memory is the difference of the peaks of two processes that make one such
+pass. A reading is VAE encoding, the tapped pass and the decoder; it is set against a picture of 25 guided steps, 25
+passes of two pictures and VAE decoding, and one of 4 unguided steps, each part timed in the same rounds. Cost on two
+cores: 5 rounds x 40 s, 6 GiB of memory.
 """
 
 import argparse
-import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.cells import RESULTS
+from benchmarks import clock
 from benchmarks.fit_step import sd15
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.features import FeatureBundle
-from decoders.files import write_atomic
 from decoders.perceivers.unet import Reading, UnetPerceiver
 from decoders.phrases import reading_context
 from decoders.settings import DecoderSettings
@@ -47,14 +43,17 @@ class Looks:
         self.perceiver = UnetPerceiver(self.checkpoint, phrases=world.TAXONOMY.phrases)
         tasks: dict[str, dict[str, Any]] = {"semantic": {}, "depth": {}}
         self.decoder, _ = build_decoder(self.perceiver.spec, world.TAXONOMY, tasks, DecoderSettings())
-        self.decoder.eval()
+        self.decoder.to(self.checkpoint.device).eval()
         picture = PocketScenes(count=1, height=side, width=side)[0].image
         self.images = np.stack([picture])
         self.cells = side // self.checkpoint.vae_scale_factor
-        self.latents = torch.randn(1, 4, self.cells, self.cells)
+        self.latents = self._random(1, 4, self.cells, self.cells)
         self.context = reading_context(self.checkpoint, world.TAXONOMY.phrases)
-        self.prompt = torch.randn(1, 77, 768)
+        self.prompt = self._random(1, 77, 768)
         self.side = side
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self.checkpoint.device, self.checkpoint.dtype)
 
     def plain(self) -> None:
         self._denoise(1)
@@ -80,18 +79,12 @@ class Looks:
 
     def reading(self) -> None:
         bundle: FeatureBundle = self.perceiver.perceive(self.images)
-        self.decoder(bundle)
+        self.decoder(bundle.to(torch.float32))
 
     def drawing(self) -> None:
         """From latents to pixels."""
         vae: Any = self.checkpoint.pipeline.vae
         vae.decode(self.latents)
-
-
-def seconds(part: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    part()
-    return time.perf_counter() - start
 
 
 def peak_gib(part: str, side: int) -> float:
@@ -105,7 +98,7 @@ def measure(rounds: int, side: int) -> dict[str, Any]:
     parts = {name: getattr(looks, name) for name in ("plain", "tapped", "guided", "reading", "drawing")}
     for part in parts.values():  # once each, not counted: loads what is loaded lazily
         part()
-    times = [{name: seconds(part) for name, part in parts.items()} for _ in range(rounds)]
+    times = [{name: clock.seconds(part) for name, part in parts.items()} for _ in range(rounds)]
     guided = [GUIDED_STEPS * one["guided"] + one["drawing"] for one in times]
     few = [FEW_STEPS * one["plain"] + one["drawing"] for one in times]
     readings = [one["reading"] for one in times]
@@ -134,14 +127,14 @@ def main() -> None:
     if chosen.only:
         with torch.inference_mode():
             getattr(Looks(chosen.side), chosen.only)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(clock.peak_gib())
         return
     peaks = {part: peak_gib(part, chosen.side) for part in ("plain", "tapped")}
     found = measure(chosen.rounds, chosen.side) | {
         "peak_gib": peaks,
         "extra_gib": peaks["tapped"] - peaks["plain"],
     }
-    write_atomic(RESULTS / "reading_cost.json", (json.dumps(found, indent=1) + "\n").encode())
+    clock.keep("reading_cost", found)
     print(f"tapped pass / plain pass: {found['tapped / plain pass']:.2f} (aim 1.15)")
     print(f"extra memory at the peak: {found['extra_gib']:.2f} GiB (aim 0.3)")
     print(f"a reading / a picture of {GUIDED_STEPS} guided steps: {found['reading / picture of 25 guided steps']:.1%}")

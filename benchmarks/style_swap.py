@@ -144,10 +144,11 @@ def reference(name: str) -> UInt8[np.ndarray, "pictures height width 3"]:
 def distance(features: nn.Module, pictures: np.ndarray, others: np.ndarray) -> float:
     """KID x 1000: the mean over 50 subsets of 100 pictures, or of all where there are fewer."""
     torch.manual_seed(0)
-    metric = KernelInceptionDistance(feature=features, subsets=50, subset_size=min(100, len(pictures)))
+    device = next(features.parameters()).device
+    metric = KernelInceptionDistance(feature=features, subsets=50, subset_size=min(100, len(pictures))).to(device)
     for images, real in ((pictures, False), (others, True)):
         for start in range(0, len(images), 32):
-            metric.update(to_pixels(images[start : start + 32], torch.device("cpu")), real=real)
+            metric.update(to_pixels(images[start : start + 32], device), real=real)
     return 1000 * float(metric.compute()[0])
 
 
