@@ -36,28 +36,30 @@ def pocket() -> Checkpoint:
 def sd15() -> Checkpoint:
     """Published sizes, random weights; the tokenizer is the pocket model's, since words do not change the time."""
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    tokenizer = pocket().tokenizers[0]
     unet_class: Any = UNet2DConditionModel  # the stubs of all three know one size only
     vae_class: Any = AutoencoderKL
     pipeline_class: Any = StableDiffusionPipeline
-    vae = vae_class(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    device = choose_device(None)
+    with device:  # a GPU draws weights in no time
+        networks = {
+            "vae": vae_class(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+                latent_channels=4,
+            ),
+            "text_encoder": CLIPTextModel(text),
+            "unet": unet_class(cross_attention_dim=768, attention_head_dim=8),
+        }
     pipeline = pipeline_class(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet_class(cross_attention_dim=768, attention_head_dim=8),
+        **networks,
+        tokenizer=pocket().tokenizers[0],
         scheduler=DDIMScheduler(clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    device = choose_device(None)
     dtype = choose_dtype("auto", device)
     pipeline.to(device, dtype)
     return Checkpoint(pipeline, digest="random", base_digest="random", device=device, dtype=dtype)

@@ -5,8 +5,10 @@ takes seconds.
 """
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,30 +107,48 @@ def _move(
     augmentation: Augmentation,
     seed: int,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, Label]]:
-    """Crop and recolour with albumentations; maps travel as masks, which it moves without interpolation."""
+    """Crop and recolour; maps travel as masks, which albumentations moves without interpolation."""
+    masks = {f"{name}/{part}": array for name, label in labels.items() for part, array in _planes(label).items()}
+    points = {f"{name}/points": array for name, label in labels.items() if (array := _points(label)) is not None}
+    compose = _movers.made(size, view > 0, augmentation.jitter, tuple(masks), tuple(points))
+    compose.set_random_seed(seed)
+    arrays: dict[str, Any] = {"image": image, **masks, **points}
+    moved = {name: np.ascontiguousarray(array) for name, array in compose(**arrays).items()}
+    return moved["image"], {name: _moved(label, f"{name}/", moved) for name, label in labels.items()}
+
+
+def _make_mover(size: Size, random: bool, jitter: float, masks: tuple[str, ...], points: tuple[str, ...]) -> Any:
+    """
+    Args:
+        random: crops anywhere and recolours; else about the centre, and the colours stay.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version when imported
     import albumentations
 
     height, width = size
+    crop = albumentations.RandomCrop if random else albumentations.CenterCrop
     steps: list[Any] = [
         albumentations.PadIfNeeded(min_height=height, min_width=width, fill=_BORDER_GREY, fill_mask=0),
-        albumentations.RandomCrop(height=height, width=width)
-        if view
-        else albumentations.CenterCrop(height=height, width=width),
+        crop(height=height, width=width),
     ]
-    if view and augmentation.jitter:
-        span = (1 - augmentation.jitter, 1 + augmentation.jitter)
-        hue = (-augmentation.jitter / 10, augmentation.jitter / 10)
+    if random and jitter:
+        span, hue = (1 - jitter, 1 + jitter), (-jitter / 10, jitter / 10)
         steps.append(albumentations.ColorJitter(brightness=span, contrast=span, saturation=span, hue=hue, p=0.8))
-    masks = {f"{name}/{part}": array for name, label in labels.items() for part, array in _planes(label).items()}
-    points = {f"{name}/points": array for name, label in labels.items() if (array := _points(label)) is not None}
     targets = dict.fromkeys(masks, "mask") | dict.fromkeys(points, "keypoints")
-    # Points that leave the view keep their place in the order; they are taken out below.
+    # Points that leave the view keep their place in the order; `_moved` takes them out.
     how = albumentations.KeypointParams(format="xy", remove_invisible=False) if points else None
-    compose = albumentations.Compose(steps, additional_targets=targets, keypoint_params=how, seed=seed)
-    arrays: dict[str, Any] = {"image": image, **masks, **points}
-    moved = {name: np.ascontiguousarray(array) for name, array in compose(**arrays).items()}
-    return moved["image"], {name: _moved(label, f"{name}/", moved) for name, label in labels.items()}
+    return albumentations.Compose(steps, additional_targets=targets, keypoint_params=how)
+
+
+class _Movers(threading.local):
+    """Crops and colours by what they are for: to make one takes as long as to use it. It has a random state, so each
+    thread has its own."""
+
+    def __init__(self) -> None:
+        self.made = lru_cache(maxsize=64)(_make_mover)
+
+
+_movers = _Movers()
 
 
 def _planes(label: Label) -> dict[str, np.ndarray]:
