@@ -30,6 +30,12 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def forget_peak() -> None:
+    """Of a GPU's memory: what loading a model took does not count from here on. A process's own cannot be forgotten."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_gib() -> float:
     """The most memory that tensors have taken on the GPU, or this process on a CPU."""
     if torch.cuda.is_available():

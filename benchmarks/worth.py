@@ -37,7 +37,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, this_hardware
 from benchmarks.readers import model_digest
 from datagen.datasets import read_names
 from datagen.evaluation.columns import Cell
@@ -312,7 +312,7 @@ def _made_with() -> dict[str, str]:
     students = {name: version(name) for name in ("segmentation-models-pytorch", "torchvision")}
     own = {"decoder": f"format {FORMAT}", "model": model_digest()}
     machine = {"python": platform.python_version(), "machine": platform.machine()}
-    return {**machine, **own, **library_versions(), **students}
+    return {**machine, "hardware": this_hardware(), **own, **library_versions(), **students}
 
 
 def told(cells: Sequence[Mapping[str, Any]]) -> str:
