@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 # A process for each core, eight at most; each file in one of them, as its tests share what is slow to make.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help setup demo benchmark benchmark-full release-artifacts test test-slow test-annotators test-full lint format
+.PHONY: help setup demo benchmark benchmark-full release-artifacts test test-slow test-gpu test-annotators test-full lint format
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        64 labelled pictures from prompts, as a COCO dataset with a contact sheet"
 	@echo "make test        the tests (minutes)"
 	@echo "make test-slow   the slow ones that CI runs too"
+	@echo "make test-gpu    reading, drawing and training on a GPU, which the other tests leave alone"
 	@echo "make test-annotators  controlnet-aux installed, and its Canny on our pictures"
 	@echo "make test-full   all tests, full-size UNets included (needs 16 GiB of memory)"
 	@echo "make benchmark   the toys of BENCHMARK.md anew, against the committed figures (an hour at most)"
@@ -59,6 +60,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) -m 'slow and not real_size' --timeout 900
+
+test-gpu: $(STAMP)
+	DATAGEN_TEST_GPU=1 $(BIN)/pytest -m slow tests/test_other_device.py
 
 test-annotators: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[annotators]'

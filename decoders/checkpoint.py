@@ -129,6 +129,8 @@ def load_checkpoint(reference: ModelReference, device: str | torch.device | None
     files = [locate_lora(lora) for lora in reference.loras]
     place = choose_device(device)
     dtype = choose_dtype(reference.dtype, place)
+    # For good: XL's pipeline casts its VAE with every batch that it draws in float16.
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_modules)
     with _no_progress_bars():
         pipeline = _load_pipeline(folder, dtype)
         for index, (lora, file) in enumerate(zip(reference.loras, files, strict=True)):
@@ -222,6 +224,11 @@ def _no_word_of_untouched_parts() -> Generator[None]:
             logger.addFilter(matters)
             stack.callback(logger.removeFilter, matters)
         yield
+
+
+def _names_modules(record: logging.LogRecord) -> bool:
+    """diffusers 0.42 warns of every cast that modules should stay in float32, also where it finds none."""
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 @contextmanager

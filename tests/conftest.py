@@ -1,4 +1,5 @@
-"""Runs every test with executed annotations, no network, no deadlines and one thread per library."""
+"""Runs every test with executed annotations, no network, no deadlines, one thread per library and, as everywhere else,
+no GPU: there models are in float16, and two trainings never end with the same bytes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
 )
+if "DATAGEN_TEST_GPU" not in os.environ:  # `make test-gpu`
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from jaxtyping import install_import_hook
 

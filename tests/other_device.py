@@ -1,9 +1,11 @@
-"""A device that is not the CPU, where there is only a CPU: what a GPU refuses is refused here, too.
+"""A device that is not the CPU: a GPU where tests are asked to use one, and else, where there is only a CPU, one that
+refuses what a GPU refuses.
 
 Tensors that are sent to `OTHER` compute on the CPU, but say that they lie elsewhere. An operation on tensors of both
 places fails, as does handing one to numpy. Speed, memory and number formats are those of the CPU.
 """
 
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-OTHER = torch.device("lazy", 0)
-"""A name that torch knows, and for which it looks for no hardware."""
+REAL = "DATAGEN_TEST_GPU" in os.environ
+"""Whether it is a GPU, and nothing is simulated."""
+OTHER = torch.device("cuda" if REAL else "lazy", 0)
+"""`lazy` is a name that torch knows, and for which it looks for no hardware."""
 _aten: Any = torch.ops.aten
 _TAKES_PLACES = frozenset({_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default})
 """Of what lies on a GPU, those picked may be told by the CPU."""

@@ -1,11 +1,14 @@
 """Reading, drawing, training and measuring on a device that is not the CPU: tests of other files, run again there.
 
 So a tensor that was left behind on the CPU is found without a GPU, as is one in float32 that meets the float16 that
-models have there.
+models have there. `make test-gpu` runs them on a GPU instead.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +24,12 @@ from decoders import checkpoint
 from decoders.features import FeatureBundle
 from decoders.reader import Reader, fit_reader
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
-from tests.datagen import (
-    test_adapt,
-    test_compare,
-    test_control,
-    test_controlnet,
-    test_evaluation,
-    test_fitting,
-    test_generators,
-)
+from tests.datagen import test_adapt as adapt_tests
+from tests.datagen import test_compare, test_controlnet, test_evaluation, test_fitting, test_generators, toys
+from tests.datagen import test_control as control_tests
 from tests.decoders import test_open_vocabulary
 from tests.decoders.toy_perceiver import ToyPerceiver
-from tests.other_device import OTHER, other_device
+from tests.other_device import OTHER, REAL, other_device
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +47,18 @@ def _moved(perceive: Callable[..., FeatureBundle]) -> Callable[..., FeatureBundl
 
 @pytest.fixture(autouse=True, scope="module")
 def on_the_other_device() -> Iterator[None]:
-    """As on a machine with one GPU: what names no device is there."""
+    """On a machine with one GPU, or as if: what names no device is there."""
+    if REAL:
+        assert torch.cuda.is_available(), "no GPU found; `make test-slow` runs these tests without one"
+    with pytest.MonkeyPatch.context() as patch:
+        for perceiver in (ToyPerceiver, test_open_vocabulary.Attentive):
+            patch.setattr(perceiver, "perceive", _moved(perceiver.perceive))
+        with nullcontext() if REAL else _simulated():
+            yield
+
+
+@contextmanager
+def _simulated() -> Generator[None]:
     choose: Any = checkpoint.choose_device
     adamw: Any = torch.optim.AdamW
     with pytest.MonkeyPatch.context() as patch:
@@ -59,8 +67,6 @@ def on_the_other_device() -> Iterator[None]:
         for module in (adherence, denoising, samples):  # torch has no autocast for it
             patch.setattr(module, "half_precision", lambda _device, **_: nullcontext())
         patch.setattr(Local, "device", str(OTHER))
-        for perceiver in (ToyPerceiver, test_open_vocabulary.Attentive):
-            patch.setattr(perceiver, "perceive", _moved(perceiver.perceive))
         # What torch has for real devices only.
         patch.setattr(torch, OTHER.type, torch.cpu, raising=False)
         patch.setattr(torch.optim, "AdamW", lambda *arguments, **named: adamw(*arguments, **named | {"fused": False}))
@@ -73,16 +79,50 @@ def on_the_other_device() -> Iterator[None]:
 # Fixtures, then the tests that are run again.
 plan, reader = test_fitting.plan, test_fitting.reader
 controls = test_controlnet.controls
-walls = test_adapt.walls
+walls = adapt_tests.walls
 test_fit = test_fitting.test_an_equal_plan_keeps_the_reader_and_measures_it
 test_draw = test_generators.test_a_lora_changes_pictures
 test_image_to_image = test_controlnet.test_drawing_may_begin_from_the_picture
 test_fusion = test_controlnet.test_guides_of_any_size_are_drawn_at_theirs
-test_train_control = test_control.test_what_is_written_is_what_a_generator_takes
-test_adapt_and_sample = test_adapt.test_samples_are_drawn_from_the_same_noise_and_curves_are_kept
-test_student_and_teacher = test_evaluation.test_an_interrupted_training_goes_on_to_the_bit
+test_fusion_leaves_the_sampler = test_controlnet.test_fusion_leaves_the_sampler_as_it_was
+test_train_control = control_tests.test_what_is_written_is_what_a_generator_takes
+test_adapt_and_sample = adapt_tests.test_samples_are_drawn_from_the_same_noise_and_curves_are_kept
 test_datasets_compared = test_compare.test_two_datasets
 test_vision_model = test_compare.test_a_vision_model_is_a_space
+
+
+if REAL:  # the simulation rounds as the CPU does, has no autocast and is slow
+    test_noise = test_generators.test_the_noise_is_the_same_in_every_number_format
+    test_control = test_controlnet.test_it_draws_what_the_pipeline_of_diffusers_draws
+    test_controls = test_controlnet.test_several_controls_act_together_each_in_its_own_steps
+    test_fusion_of_one_window = test_controlnet.test_one_window_draws_the_plain_picture
+    test_fusion_keeps_regions = test_controlnet.test_large_regions_stay_as_drawn_first
+    test_control_learns = control_tests.test_the_control_learns_and_the_model_stays
+    test_adapt = adapt_tests.test_a_lora_lowers_the_loss_of_its_pictures_and_can_be_switched_off
+    test_gradients_in_half_precision = control_tests.test_gradients_of_deep_levels_survive_a_model_in_half_precision
+
+
+def test_student_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, resumed = test_evaluation.whole_and_resumed(tmp_path, monkeypatch)
+    assert resumed.results.keys() == whole.results.keys()
+    if not REAL:  # a GPU adds up in another order each time
+        assert resumed.results == whole.results
+
+
+@pytest.mark.skipif(not REAL, reason="asks the hardware: make test-gpu")
+def test_more_processes_than_gpus_are_told_so(tmp_path: Path):
+    more = str(torch.cuda.device_count() + 1)
+    plan = toys.write_plan(tmp_path / "plan.yaml", toys.plan_values(tmp_path / "run"))
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", more]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "--main_process_port", "0", "-m", "datagen", "generate", str(plan)],
+        env=toys.environment(toys.install(tmp_path / "site")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"{more} processes found on a machine with" in done.stderr, done.stderr
 
 
 def test_every_task_is_fitted_and_read():
@@ -108,6 +148,7 @@ def test_an_open_vocabulary_is_fitted_and_asked():
     assert reader.read([picture.image])[0].keys() == {"semantic"}
 
 
+@pytest.mark.skipif(REAL, reason="tests the simulation")
 def test_a_tensor_that_was_left_behind_is_found():
     network = nn.Conv2d(3, 4, 3).to(OTHER)
     pictures = torch.zeros(1, 3, 8, 8)

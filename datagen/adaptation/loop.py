@@ -1,4 +1,4 @@
-"""The training loop of every network here: resumable to the bit, averaged, logged, alone or as one of several."""
+"""The training loop of every network here: resumable (on a CPU to the bit), averaged, logged, alone or in a group."""
 
 import json
 import math

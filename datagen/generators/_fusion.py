@@ -4,6 +4,7 @@ After DGInStyle's multi-resolution latent fusion, with its faults mended: window
 back at the noise level that the state has, windows whose result would be overwritten are not computed.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,16 +122,20 @@ class Canvas:
             seeds: of that noise, one for each picture.
         """
         large = np.stack([cv2.resize(each, self.size[::-1], interpolation=cv2.INTER_LANCZOS4) for each in pictures])
-        clean = self._checkpoint.encode(to_pixels(large, self._checkpoint.device)).to(self._checkpoint.dtype)
+        # In the layout that noise has: the latents take it over, and the UNet rounds otherwise in another.
+        clean = self._checkpoint.encode(to_pixels(large, self._checkpoint.device)).contiguous()
         noise = torch.stack([torch.randn(clean.shape[1:], generator=_stream(seed)) for seed in seeds]).to(clean)
         mask = self.settled[:, None].to(clean.device)
 
         def put_back(pipeline: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            times = pipeline.scheduler.timesteps
+            # A copy, as some samplers then leave their noise levels on the GPU, where what they compute is rounded to
+            # half precision earlier: a picture would depend on whether another was drawn before.
+            scheduler = copy.copy(pipeline.scheduler)
+            latents: Tensor = tensors["latents"]
             state = clean
-            if step + 1 < len(times):
-                state = pipeline.scheduler.add_noise(clean, noise, times[step + 1].repeat(len(clean)))
-            return {"latents": torch.where(mask, state, tensors["latents"])}
+            if step + 1 < len(scheduler.timesteps):
+                state = scheduler.add_noise(clean, noise, scheduler.timesteps[step + 1].repeat(len(clean)))
+            return {"latents": torch.where(mask, state.to(latents.dtype), latents)}
 
         return put_back
 

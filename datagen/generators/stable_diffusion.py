@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -16,6 +16,9 @@ from datagen.model import Model
 from datagen.records import Recipe
 from datagen.settings import listed
 from decoders.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 LongPrompts = Literal["refuse", "cut"]
 Scheduler = Literal["ddim", "ddpm", "dpm_solver", "euler", "euler_ancestral", "heun", "unipc"]
@@ -35,9 +38,10 @@ _PIPELINE_MULTIPLE = 8
 
 
 class StableDiffusion:
-    """Calls the checkpoint's own pipeline, with a stream of noise for each recipe, drawn on the CPU.
+    """Calls the checkpoint's own pipeline, with a stream of noise for each recipe, drawn on the CPU in float32.
 
-    So the noise is the same on every device, and a picture does not depend on its neighbours in a batch.
+    So the noise that a drawing begins with is the same on every device, and a picture does not depend on its neighbours
+    in a batch.
     """
 
     def __init__(
@@ -92,10 +96,13 @@ class StableDiffusion:
                     f"generator.guidance_rescale is {self._guidance_rescale}, which this model's pipeline from "
                     "pictures does not know; leave it out, or draw with strength 1"
                 )
+        streams = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+        if "image" not in more:
+            more |= self._begin(streams, more["height"], more["width"])
         pictures = self._pipeline(
             prompt=[recipe.prompt for recipe in recipes],
             negative_prompt=negative_prompts(recipes),
-            generator=[torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes],
+            generator=streams,
             num_inference_steps=self._steps,
             guidance_scale=self._guidance,
             output_type="np",
@@ -108,6 +115,21 @@ class StableDiffusion:
                 "overflow: set model.dtype to bfloat16 or float32"
             )
         return np.rint(pictures * 255).astype(np.uint8)
+
+    def _begin(self, streams: Sequence["torch.Generator"], height: int | None, width: int | None) -> dict[str, Any]:
+        """Size and noise, as a pipeline would choose them itself, but for two faults.
+
+        It draws noise in the model's number format, in which torch 2.11 and older have other noise from the same seed,
+        and in bfloat16 too little of it; and when one side is left out, the pipelines of 1.x and 2.x ignore the other.
+        """
+        import torch
+
+        checkpoint = self._model.checkpoint
+        cell, own = checkpoint.vae_scale_factor, checkpoint.unet.config["sample_size"]
+        size = {"height": height or own * cell, "width": width or own * cell}
+        shape = (checkpoint.latent_channels, *(pixels // cell for pixels in size.values()))
+        noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+        return {**size, "latents": noise.to(checkpoint.dtype)}
 
     @cached_property
     def _pipeline(self) -> Any:

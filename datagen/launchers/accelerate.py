@@ -23,12 +23,14 @@ class Accelerate:
     """The process group that the environment describes.
 
     Raises:
-        UserError: the environment speaks of several processes, but this one knows of no other.
+        UserError: the environment speaks of several processes, but this one knows of no other; or a machine has fewer
+            GPUs than processes.
     """
 
     def __init__(self) -> None:
         if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
             raise _no_group(f"but not {' and '.join(missing)}")
+        _check_gpus()
         # Without `cpu=True`, two processes on a machine without CUDA each take themselves for rank 0 of 1.
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
         self.world = self._state.num_processes
@@ -51,6 +53,18 @@ class Accelerate:
 
     def close(self) -> None:
         self._state.destroy_process_group()
+
+
+def _check_gpus() -> None:
+    """NCCL refuses two processes on one GPU, but late and in words of its own."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
+    if 0 < gpus < here:
+        raise UserError(
+            f"{here} processes found on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, expected a GPU for each; "
+            f"start {'them with' if gpus > 1 else 'one, without `accelerate launch`, or'} `--num_processes {gpus}`, "
+            "or hide the GPUs (`CUDA_VISIBLE_DEVICES=`) to compute on the CPU"
+        )
 
 
 def _no_group(found: str) -> UserError:

@@ -82,7 +82,7 @@ def loss_of(checkpoint: Checkpoint, images: Path) -> float:
 
 def predicted(checkpoint: Checkpoint) -> Tensor:
     denoising = Denoising(checkpoint)
-    latents = torch.randn(1, 4, 8, 8, generator=stream(0, 0))
+    latents = torch.randn(1, 4, 8, 8, generator=stream(0, 0)).to(checkpoint.device)
     kept: list[Tensor] = []
 
     def keep(*arguments: Any, **named: Any) -> Any:

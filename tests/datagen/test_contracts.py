@@ -51,7 +51,7 @@ def _cityscapes(root: Path) -> dict[str, Any]:
         Image.fromarray(image(number, 6, 9)).save(root / f"leftImg8bit/{name}_leftImg8bit.png")
         ids = np.full((6, 9), 7, np.uint8)
         ids[2:5, 3:6] = 26
-        numbers = np.where(ids == 26, 26_001, ids).astype(np.uint16)
+        numbers = np.where(ids == 26, np.uint16(26_001), ids)
         Image.fromarray(ids).save(root / f"gtFine/{name}_gtFine_labelIds.png")
         Image.fromarray(numbers).save(root / f"gtFine/{name}_gtFine_instanceIds.png")
     return {"root": str(root)}

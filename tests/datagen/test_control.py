@@ -131,7 +131,7 @@ def test_the_control_learns_and_the_model_stays(kind: str, pipelines: Mapping[st
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     denoising = Denoising(checkpoint)
     latents = denoising.latents(np.stack([image(seed, 32, 48) for seed in (0, 1)]))
-    condition = torch.rand(2, 5, 32, 48, generator=stream(0, 1))
+    condition = torch.rand(2, 5, 32, 48, generator=stream(0, 1)).to(checkpoint.device)
     losses: list[float] = []
     for _ in range(12):
         loss = denoising.loss(steered(unet, network, condition), latents, ("car", "road"), stream(0, 0))
@@ -146,11 +146,12 @@ def test_the_control_learns_and_the_model_stays(kind: str, pipelines: Mapping[st
 def test_gradients_of_deep_levels_survive_a_model_in_half_precision(pipelines: Mapping[str, Path]):
     """A GPU has it in float16, and what the loss of a large picture says to the middle is less than that can hold."""
     checkpoint = load_checkpoint(ModelReference(source=str(pipelines["sd1"]), dtype="float16"))
+    device = checkpoint.device
     network = new_control(checkpoint, 3, begin_with=None, seed=0)
-    latents = torch.randn(1, checkpoint.latent_channels, 4, 4, generator=stream(0, 0))
+    latents = torch.randn(1, checkpoint.latent_channels, 4, 4, generator=stream(0, 0)).half().to(device)
     side = 4 * checkpoint.vae_scale_factor
     inputs: dict[str, Any] = {
-        "encoder_hidden_states": torch.randn(1, 7, checkpoint.unet.config["cross_attention_dim"]).half(),
+        "encoder_hidden_states": torch.randn(1, 7, checkpoint.unet.config["cross_attention_dim"]).half().to(device),
         "added_cond_kwargs": None,
         "return_dict": False,
     }
@@ -158,8 +159,9 @@ def test_gradients_of_deep_levels_survive_a_model_in_half_precision(pipelines: M
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()  # as autocast does on a GPU, and cannot on a CPU
-    with torch.autocast("cpu", torch.bfloat16):
-        said = steered(unet, network, torch.ones(1, 3, side, side))(latents.half(), torch.tensor([500]), **inputs)[0]
+    condition, time = torch.ones(1, 3, side, side, device=device), torch.tensor([500], device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        said = steered(unet, network, condition)(latents, time, **inputs)[0]
     (said.float().square().mean() * 1e-6).backward()
     zero_convolutions = {
         name: parameter.grad

@@ -107,6 +107,12 @@ def test_columns_that_do_the_same_are_measured_once(tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, resumed = whole_and_resumed(tmp_path, monkeypatch)
+    assert list(resumed.results.values()) == list(whole.results.values())
+
+
+def whole_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EvaluationSummary, EvaluationSummary]:
+    """Students with a teacher, undisturbed and interrupted."""
     chosen: dict[str, Any] = {"columns": ["teacher"], "real_counts": [4], "seeds": [0], "mixed_updates": 4}
     chosen |= {"student": {"kind": "segmenter", "architecture": "fpn", "encoder": "resnet18"}}  # which has dropout
     chosen |= {"sure_from": 0.0}
@@ -127,8 +133,8 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch:
             evaluated(plan)
     assert list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
     resumed = evaluated(plan)
-    assert list(resumed.results.values()) == list(whole.results.values())
     assert not list((tmp_path / "parts/worth/cells").glob("*/checkpoint.safetensors"))
+    return whole, resumed
 
 
 @pytest.mark.parametrize("space", ["diffusion", "vision"])

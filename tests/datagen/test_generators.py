@@ -108,6 +108,31 @@ def test_the_size_is_the_models_own_when_left_out(pipelines: Mapping[str, Path])
     assert generator(pipelines["sd1"], height=None, width=None).render(RECIPES[:1]).shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_a_side_that_is_left_out_is_the_models_own(kind: str, pipelines: Mapping[str, Path]):
+    assert generator(pipelines[kind], height=48, width=None).render(RECIPES[:1]).shape == (1, 48, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_the_noise_is_the_same_in_every_number_format(
+    kind: str, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Older versions of torch draw another in half precision; here, none at all."""
+    draw = torch.randn
+
+    def drawn(*shape: Any, dtype: torch.dtype | None = None, **named: Any) -> torch.Tensor:
+        return draw(*shape, dtype=dtype, **named) * (dtype in (None, torch.float32))
+
+    monkeypatch.setattr(torch, "randn", drawn)
+    pictures = [
+        generator(pipelines[kind], model=Model(ModelReference(source=str(pipelines[kind]), dtype=dtype))).render(
+            RECIPES
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 2
+
+
 def test_a_size_that_does_not_fit_is_told(pipelines: Mapping[str, Path]):
     with pytest.raises(UserError, match=r"generator.width is 50, expected a multiple of 8 for this model; take 48"):
         generator(pipelines["sd1"], width=50).render(RECIPES)

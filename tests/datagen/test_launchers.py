@@ -170,6 +170,19 @@ def test_a_group_is_left_but_not_after_an_error(monkeypatch: pytest.MonkeyPatch)
     assert asked.closed
 
 
+def test_fewer_gpus_than_processes_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    from datagen.launchers import accelerate
+
+    monkeypatch.setattr(accelerate.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(accelerate.torch.cuda, "device_count", lambda: 1)
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"2 processes found on a machine with 1 GPU, .* `--num_processes 1`"):
+        accelerate.Accelerate()
+
+
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):
     """As when accelerate is told to use one process while the environment speaks of two."""
     from datagen.launchers import accelerate

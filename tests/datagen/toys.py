@@ -73,7 +73,9 @@ def command(site: Path, *arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def environment(site: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(Path(__file__).parents[2])])}
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [str(site), str(Path(__file__).parents[2]), *filter(None, known)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def sample(prompt: str = "", *, seed: int = 0, wanted: tuple[str, ...] = ()) -> Sample:

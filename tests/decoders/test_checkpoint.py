@@ -29,6 +29,12 @@ def load(pipelines: Mapping[str, Path], loras: Mapping[str, Path]) -> Load:
     return load
 
 
+def test_nobody_is_warned_of_a_cast_that_harms_no_module(load: Load, caplog: pytest.LogCaptureFixture):
+    vae: Any = load("xl", dtype="float16").vae
+    vae.to(dtype=torch.float32)  # as its pipeline does, to decode
+    assert "should be kept in float32" not in caplog.text
+
+
 def _unet_output(checkpoint: Checkpoint) -> Tensor:
     noise = torch.Generator().manual_seed(0)
     config: Any = checkpoint.unet.config
