@@ -85,7 +85,7 @@ def train(scenes: scene_cache.ScenePool, *, folder: Path, coarse_updates: int, u
         return {"loss": crossed + missed, "cross-entropy": crossed, "Dice": missed}
 
     return loop.advance(
-        network.to(device=device, memory_format=torch.channels_last),
+        network.to(device).to(memory_format=torch.channels_last),
         loss,
         folder=folder / "whole",
         schedule=loop.Schedule(updates=updates, peak_rate=1e-3, decay_share=0.5, average_decay=0.998),

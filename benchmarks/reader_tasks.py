@@ -33,6 +33,7 @@ import torch
 from benchmarks import clock
 from benchmarks.cells import Cell, measure_all, this_hardware
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
+from benchmarks.few_shot_reader import interval
 from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, model_digest, perceiver_of
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
@@ -233,6 +234,13 @@ SHOWN = (
 )
 
 
+HEADLINES: Mapping[str, Sequence[str]] = {
+    "scenes": ("semantic miou", "instances ap50"),
+    "people": ("instances ap50", "keypoints oks_ap"),
+}
+"""By part, what the reader wants to be ahead in."""
+
+
 def report(rows: Sequence[Mapping[str, Any]]) -> None:
     """One line per condition: mean and range over the seeds."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -246,8 +254,20 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
             if values:
                 shown.append(f"{name} {statistics.mean(values):.3f} ({min(values):.3f}..{max(values):.3f})")
         print(f"{part}, {pictures} pictures, {method}, {len(group)} seeds: " + ", ".join(shown))
-    for line in race(rows):
+    for line in [*leads(groups), *race(rows)]:
         print(line)
+
+
+def leads(groups: Mapping[tuple[Any, ...], Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """What the reader is ahead by, over the seeds that both have."""
+    for (part, pictures, method), group in groups.items():
+        if method == "reader" or part not in HEADLINES:
+            continue
+        ours = {row["seed"]: row for row in groups.get((part, pictures, "reader"), ())}
+        for name in HEADLINES[part]:
+            wins = [100 * (ours[row["seed"]][name] - row[name]) for row in group if row["seed"] in ours]
+            if wins:
+                yield f"{part}, {pictures} pictures, reader - {method}: {interval(wins)} of 100 in {name}"
 
 
 def race(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

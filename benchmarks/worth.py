@@ -37,6 +37,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.cells import RESULTS, this_hardware
 from benchmarks.readers import model_digest
 from datagen.datasets import read_names
@@ -357,7 +359,10 @@ def main() -> int:
     parser.add_argument("--claims", nargs="+", choices=list(CLAIMS))
     parser.add_argument("--scale", choices=list(SCALES), default="full")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the students; those of the scale unless given")
-    parser.add_argument("--processes", type=int, default=2, help="that draw and study side by side")
+    each = torch.cuda.device_count() or 2
+    parser.add_argument(
+        "--processes", type=int, default=each, help="that draw and study side by side; one for each GPU"
+    )
     parser.add_argument("--again", action="store_true", help="measure anew and compare with what is committed")
     chosen = parser.parse_args()
     claims = chosen.claims or (QUICK if chosen.scale == "quick" else tuple(CLAIMS))
