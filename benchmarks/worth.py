@@ -359,10 +359,8 @@ def main() -> int:
     parser.add_argument("--claims", nargs="+", choices=list(CLAIMS))
     parser.add_argument("--scale", choices=list(SCALES), default="full")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the students; those of the scale unless given")
-    each = torch.cuda.device_count() or 2
-    parser.add_argument(
-        "--processes", type=int, default=each, help="that draw and study side by side; one for each GPU"
-    )
+    side_by_side = "that draw and study side by side; one for each GPU, two without"
+    parser.add_argument("--processes", type=int, default=torch.cuda.device_count() or 2, help=side_by_side)
     parser.add_argument("--again", action="store_true", help="measure anew and compare with what is committed")
     chosen = parser.parse_args()
     claims = chosen.claims or (QUICK if chosen.scale == "quick" else tuple(CLAIMS))
