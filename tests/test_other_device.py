@@ -110,7 +110,7 @@ def test_student_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.skipif(not REAL, reason="asks the hardware: make test-gpu")
-def test_more_processes_than_gpus_are_told_so(tmp_path: Path):
+def test_processes_share_a_gpu(tmp_path: Path):
     more = str(torch.cuda.device_count() + 1)
     plan = toys.write_plan(tmp_path / "plan.yaml", toys.plan_values(tmp_path / "run"))
     launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", more]
@@ -121,8 +121,8 @@ def test_more_processes_than_gpus_are_told_so(tmp_path: Path):
         text=True,
         check=False,
     )
-    assert done.returncode != 0
-    assert f"{more} processes found on a machine with" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/exports/coco/annotations/instances.json").exists()
 
 
 def test_every_task_is_fitted_and_read():

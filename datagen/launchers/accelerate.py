@@ -22,20 +22,27 @@ _ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 class Accelerate:
     """The process group that the environment describes.
 
+    Where there are more processes than GPUs they share these in turn, on one machine: small models leave a GPU idle.
+
     Raises:
-        UserError: the environment speaks of several processes, but this one knows of no other; or a machine has fewer
-            GPUs than processes.
+        UserError: the environment speaks of several processes, but this one knows of no other; or one of several
+            machines has fewer GPUs than processes.
     """
 
     def __init__(self) -> None:
         if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
             raise _no_group(f"but not {' and '.join(missing)}")
-        _check_gpus()
-        # Without `cpu=True`, two processes on a machine without CUDA each take themselves for rank 0 of 1.
-        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        shared = _is_shared(gpus)
+        # NCCL refuses two processes on one GPU: those that share one meet on the CPU. And without `cpu=True`, two on a
+        # machine without CUDA each take themselves for rank 0 of 1.
+        self._state = PartialState(cpu=shared or not gpus, timeout=_PATIENCE)
         self.world = self._state.num_processes
         self.rank = self._state.process_index
-        self.device = str(self._state.device)
+        self._meets_on = str(self._state.device)
+        self.device = f"cuda:{int(os.environ['LOCAL_RANK']) % gpus}" if shared else self._meets_on
+        if shared:
+            torch.cuda.set_device(self.device)
         if str(self.world) != os.environ["WORLD_SIZE"]:
             raise _no_group(f"but this process found a group of {self.world}")
 
@@ -43,7 +50,7 @@ class Accelerate:
         return islice(iter(shards), self.rank, None, self.world)
 
     def peers(self) -> Group:
-        return Group(self.device)
+        return Group(self._meets_on)
 
     def once(self, find: Callable[[], Item]) -> Item:
         return cast(Item, self.peers().agree(find() if self.rank == 0 else None))
@@ -55,16 +62,18 @@ class Accelerate:
         self._state.destroy_process_group()
 
 
-def _check_gpus() -> None:
-    """NCCL refuses two processes on one GPU, but late and in words of its own."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
-    if 0 < gpus < here:
+def _is_shared(gpus: int) -> bool:
+    """Whether GPUs of this machine are those of several processes each."""
+    world = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if not 0 < gpus < here:
+        return False
+    if here < world:  # the other machines cannot know of it, and would meet elsewhere
         raise UserError(
-            f"{here} processes found on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, expected a GPU for each; "
-            f"start {'them with' if gpus > 1 else 'one, without `accelerate launch`, or'} `--num_processes {gpus}`, "
-            "or hide the GPUs (`CUDA_VISIBLE_DEVICES=`) to compute on the CPU"
+            f"{here} processes found on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, expected a GPU for each "
+            "where several machines have a part; start as many on each as it has GPUs"
         )
+    return True
 
 
 def _no_group(found: str) -> UserError:

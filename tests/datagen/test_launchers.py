@@ -170,16 +170,28 @@ def test_a_group_is_left_but_not_after_an_error(monkeypatch: pytest.MonkeyPatch)
     assert asked.closed
 
 
-def test_fewer_gpus_than_processes_are_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_processes_share_gpus_on_one_machine_alone(monkeypatch: pytest.MonkeyPatch):
     from datagen.launchers import accelerate
 
+    class Formed:
+        num_processes, process_index, device = 4, 3, "cpu"
+
+        def __init__(self, **settings: object) -> None:
+            assert settings["cpu"] is True, "NCCL takes no two processes on one GPU"
+
+    chosen: list[str] = []
+    monkeypatch.setattr(accelerate, "PartialState", Formed)
     monkeypatch.setattr(accelerate.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(accelerate.torch.cuda, "device_count", lambda: 1)
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"2 processes found on a machine with 1 GPU, .* `--num_processes 1`"):
+    monkeypatch.setattr(accelerate.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(accelerate.torch.cuda, "set_device", chosen.append)
+    values = {"RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "x", "MASTER_PORT": "0", "WORLD_SIZE": "4"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert accelerate.Accelerate().device == "cuda:1"
+    assert chosen == ["cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UserError, match=r"4 processes found on a machine with 2 GPUs, expected a GPU for each"):
         accelerate.Accelerate()
 
 
