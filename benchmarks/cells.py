@@ -35,17 +35,25 @@ def measure_all(
     Returns:
         The cells asked for, each joined with what was measured and on which `hardware`.
     """
-    file = RESULTS / f"{name}.json"
-    known: dict[str, Any] = read_json(file) if file.exists() else {}
+    known = read_results(name)
     wanted = {hashlib.sha256(json_bytes(cell)).hexdigest()[:16]: cell for cell in cells}
     missing = {key: cell for key, cell in wanted.items() if key not in known}
     for key, measured in _measured(measure, missing, workers):
-        if file.exists():
-            known |= read_json(file)  # what another process measured meanwhile
+        known |= read_results(name)  # what another process measured meanwhile
         known[key] = {"cell": dict(wanted[key]), "measured": measured | {"hardware": this_hardware()}}
-        write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+        write_results(name, known)
         print(f"{name}: measured {json.dumps(wanted[key], sort_keys=True)}", flush=True)
     return [{**known[key]["cell"], **known[key]["measured"]} for key in wanted]
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """What `results/<name>.json` holds; nothing where there is none."""
+    file = RESULTS / f"{name}.json"
+    return read_json(file) if file.exists() else {}
+
+
+def write_results(name: str, found: Mapping[str, Any]) -> None:
+    write_atomic(RESULTS / f"{name}.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
 
 def this_hardware() -> str:

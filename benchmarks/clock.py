@@ -3,7 +3,6 @@
 A GPU works on after a call has returned, and its memory is not that of the process.
 """
 
-import json
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import RESULTS, this_hardware
-from datagen.files import read_json
-from decoders.files import write_atomic
+from benchmarks.cells import read_results, this_hardware, write_results
 
 
 def seconds(part: Callable[[], object]) -> float:
@@ -45,7 +42,4 @@ def peak_gib() -> float:
 
 def keep(name: str, found: Mapping[str, Any]) -> None:
     """Write `results/<name>.json`, in which each hardware has an entry."""
-    file = RESULTS / f"{name}.json"
-    known: dict[str, Any] = read_json(file) if file.exists() else {}
-    known[this_hardware()] = dict(found)
-    write_atomic(file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    write_results(name, read_results(name) | {this_hardware(): dict(found)})

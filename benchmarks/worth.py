@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import RESULTS, this_hardware
+from benchmarks.cells import RESULTS, read_results, this_hardware, write_results
 from benchmarks.readers import model_digest
 from datagen.datasets import read_names
 from datagen.datasets.coco import ANNOTATIONS
@@ -49,10 +49,10 @@ from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
 from datagen.runs import library_versions
-from decoders.files import cache_folder, write_atomic
+from decoders.files import cache_folder
 from decoders.manifest import FORMAT
 
-FILE = "worth.json"
+NAME = "worth"
 TOLERANCE = 0.03
 """mIoU by which a cell may differ on another machine, where sums are rounded in another order."""
 
@@ -392,8 +392,7 @@ def picture_of(name: str, scale: str) -> Path:
 
 def known() -> dict[str, Any]:
     """What was measured, by claim and scale."""
-    file = RESULTS / FILE
-    return read_json(file) if file.exists() else {}
+    return read_results(NAME)
 
 
 def main() -> int:
@@ -434,7 +433,7 @@ def main() -> int:
                 continue
             results = known()
             results.setdefault(chosen.scale, {})[name] = found
-            write_atomic(RESULTS / FILE, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
+            write_results(NAME, results)
             if chosen.scale == "full":
                 shutil.copyfile(home / name / PLOT_FILE, picture_of(name, chosen.scale))
     print("as committed" if fine else f"further than {TOLERANCE} from what is committed")

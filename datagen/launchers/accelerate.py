@@ -64,11 +64,10 @@ class Accelerate:
 
 def _is_shared(gpus: int) -> bool:
     """Whether GPUs of this machine are those of several processes each."""
-    world = int(os.environ["WORLD_SIZE"])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # not everybody says it who starts processes
     if not 0 < gpus < here:
         return False
-    if here < world:  # the other machines cannot know of it, and would meet elsewhere
+    if here < int(os.environ["WORLD_SIZE"]):  # the other machines cannot know of it, and would meet elsewhere
         raise UserError(
             f"{here} processes found on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, expected a GPU for each "
             "where several machines have a part; start as many on each as it has GPUs"

@@ -177,9 +177,9 @@ def test_processes_share_gpus_on_one_machine_alone(monkeypatch: pytest.MonkeyPat
         num_processes, process_index, device = 4, 3, "cpu"
 
         def __init__(self, **settings: object) -> None:
-            assert settings["cpu"] is True, "NCCL takes no two processes on one GPU"
+            meets_on_cpu.append(settings["cpu"])
 
-    chosen: list[str] = []
+    meets_on_cpu, chosen = list[object](), list[str]()
     monkeypatch.setattr(accelerate, "PartialState", Formed)
     monkeypatch.setattr(accelerate.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(accelerate.torch.cuda, "device_count", lambda: 2)
@@ -190,9 +190,14 @@ def test_processes_share_gpus_on_one_machine_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert accelerate.Accelerate().device == "cuda:1"
     assert chosen == ["cuda:1"]
+    assert meets_on_cpu == [True], "NCCL takes no two processes on one GPU"
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match=r"4 processes found on a machine with 2 GPUs, expected a GPU for each"):
         accelerate.Accelerate()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    accelerate.Accelerate()
+    assert meets_on_cpu == [True, False], "by NCCL, unless it is known that GPUs are shared"
 
 
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):
