@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worth import CLAIMS, RESULTS, known, picture_of, told
+from benchmarks.claims import CLAIMS
+from benchmarks.worth import RESULTS, known, picture_of, told
 from decoders.files import write_atomic
 
 TO = Path(__file__).parents[1] / "BENCHMARK.md"
@@ -24,7 +25,7 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
     yield "`make benchmark-full` measures what is missing, `make benchmark` the toys anew."
-    yield "[benchmarks/worth.py](benchmarks/worth.py) says what is claimed and what it costs; the README, what came."
+    yield "[benchmarks/claims.py](benchmarks/claims.py) says what is claimed; [their README](benchmarks/README.md), what came."
     yield "`full` measures the claims. `quick` are toys, with which `make benchmark` tells whether a machine gives what"
     yield "others gave: a few dozen synthetic pictures and 150 updates say nothing of what more are worth."
     for scale, claims in sorted(results.items()):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cells, worth, written
+from benchmarks import cells, claims, worth, written
 from benchmarks.few_shot_reader import interval
 from datagen.adaptation.adapt_plan import load_adapt_plan
 from datagen.evaluation.evaluate_plan import load_evaluate_plan
@@ -71,8 +71,8 @@ def test_an_interval_needs_two_seeds():
     assert interval([4.0, 6.0, 5.0]) == "+5.0 (+2.5..+7.5)"  # t of 2 degrees of freedom: 4.303 / sqrt 3
 
 
-@pytest.mark.parametrize("scale", worth.SCALES)
-@pytest.mark.parametrize("claim", worth.CLAIMS)
+@pytest.mark.parametrize("scale", claims.SCALES)
+@pytest.mark.parametrize("claim", claims.CLAIMS)
 def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path: Path):
     loaders = {
         "adapt": load_adapt_plan,
@@ -80,9 +80,9 @@ def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path:
         "generate": load_plan,
         "evaluate": load_evaluate_plan,
     }
-    steps = list(worth.CLAIMS[claim](worth.SCALES[scale], tmp_path))
+    steps = list(claims.CLAIMS[claim](claims.SCALES[scale], tmp_path))
     for step in steps:
-        if isinstance(step, worth.Dataset):
+        if isinstance(step, claims.Dataset):
             assert step.arguments()[-2:] == ["--to", str(step.to)]
             continue
         verb, config, _, _, _, *chosen = step.arguments()
