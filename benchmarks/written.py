@@ -25,7 +25,7 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield "Written by `python -m benchmarks.written` from `benchmarks/results/worth.json`; do not edit."
     yield "`make benchmark-full` measures what is missing, `make benchmark` the toys anew."
-    yield "[benchmarks/claims.py](benchmarks/claims.py) says what is claimed; [their README](benchmarks/README.md), what came."
+    yield "[claims.py](benchmarks/claims.py) says what is claimed, [benchmarks](benchmarks/README.md) what came of it."
     yield "`full` measures the claims. `quick` are toys, with which `make benchmark` tells whether a machine gives what"
     yield "others gave: a few dozen synthetic pictures and 150 updates say nothing of what more are worth."
     for scale, claims in sorted(results.items()):
