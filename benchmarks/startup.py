@@ -1,15 +1,13 @@
 """How long `datagen --help` takes: python -m benchmarks.startup [--rounds 20]. Aim: under 0.3 s."""
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.cells import RESULTS
-from decoders.files import write_atomic
+from benchmarks.cells import write_results
 
 
 def main() -> None:
@@ -23,7 +21,7 @@ def main() -> None:
         subprocess.run(command, check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     found = {"median_s": statistics.median(times[1:]), "slowest_s": max(times[1:]), "rounds": rounds}
-    write_atomic(RESULTS / "startup.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_results("startup", found)
     print(f"datagen --help: median {found['median_s']:.2f} s, slowest {found['slowest_s']:.2f} s of {rounds}")
 
 
