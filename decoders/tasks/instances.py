@@ -26,6 +26,7 @@ from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, Label, Taxonomy
 from decoders.looks import mean_class_logits
+from decoders.overlaps import owners
 from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
 from decoders.regions import large_regions, numbered_regions
 from decoders.resizing import Size, coarsening
@@ -325,19 +326,16 @@ class Instances(Task[Objects]):
         return Candidates(masks, inside, kinds, _mean_in(masks, inside), torch.ones_like(kinds, dtype=torch.bool))
 
     def _resolve(self, candidates: Candidates, *, minimum_score: float) -> InstanceSet:
-        """No pixel belongs to two objects: of those that hold it, the one that is surest of it keeps it."""
+        """No pixel belongs to two objects, and no object is said twice."""
         masks, inside, kinds, raw, is_part = candidates
         tuned = [through_sigmoid(raw, sigmoid) for sigmoid in self.score_sigmoids]
         scores = torch.where(is_part, tuned[1], tuned[0])
         kept = torch.nonzero((scores >= minimum_score) & masks.any(2).any(1))[:, 0]
         kept = kept[scores[kept].argsort(descending=True, stable=True)]
-        alone = masks[kept]
-        if len(kept):
-            owner = (scores[kept, None, None] * inside[kept] * alone).argmax(0)
-            alone = masks[kept] & (owner == torch.arange(len(kept), device=owner.device)[:, None, None])
-        # What mostly lay under surer objects was another sighting of them.
-        whole = alone.sum((1, 2)) > 0.5 * masks[kept].sum((1, 2))
-        kept, alone = kept[whole], alone[whole]
+        owner = owners(scores[kept, None, None] * inside[kept] * masks[kept])
+        alone = owner == torch.arange(len(kept), device=owner.device)[:, None, None]
+        found = alone.any(2).any(1)
+        kept, alone = kept[found], alone[found]
         things = np.array(self.things, np.int64)
         return InstanceSet(
             masks=alone.cpu().numpy(),

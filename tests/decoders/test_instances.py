@@ -5,12 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jaxtyping import Float32
 
 from decoders.average_precision import AveragePrecision
 from decoders.decoder import Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.features import FeatureSpec
 from decoders.labels import InstanceSet, Taxonomy
+from decoders.overlaps import owners
 from decoders.settings import DecoderSettings
 from decoders.tasks.instances import Instances, Objects
 
@@ -105,6 +110,40 @@ def test_an_object_is_said_once_whoever_saw_it_and_with_the_surer_score(query: f
     assert found.category_ids.tolist() == [2]
     assert np.array_equal(found.masks[0], box(4, 4, 10, 10))
     assert found.scores[0] == pytest.approx(max(query, part), abs=0.01)
+
+
+def test_however_many_see_an_object_each_surest_elsewhere_it_stays_whole():
+    """They must not divide it among themselves until none has enough of it."""
+    there = torch.from_numpy(box(4, 4, 12, 12)).float()
+    columns = torch.arange(32).expand(32, 32)
+    embeddings, fine = torch.zeros(3, 24), torch.zeros(8, 32, 32)
+    fine[0] = 2 * there - 1
+    for query, start in enumerate((4, 8, 12)):  # each is surest of a third
+        fine[1 + query] = ((columns >= start) & (columns < start + 4)).float() * there
+        embeddings[query, [16, 17 + query]] = torch.tensor([2.0, 5.0])
+    seen = Objects(
+        classes=torch.tensor([[0.9, 1e-4, 0.1]] * 3).log()[None, None],
+        embeddings=embeddings[None, None],
+        deep=torch.zeros(1, 16, 8, 8),
+        fine=fine[None],
+        seen=fine[None, :0],
+    )
+    (found,) = task(queries=3, parts=False).read(seen, (32, 32))
+    assert isinstance(found, InstanceSet)
+    assert np.array_equal(found.masks, box(4, 4, 12, 12)[None])
+
+
+@given(arrays(np.float32, (5, 4, 6), elements=st.sampled_from([0, 0.25, 0.5, 0.75, 1])))
+def test_pixels_go_to_whole_objects_and_none_is_lost(surety: Float32[np.ndarray, "5 4 6"]):
+    owner = owners(torch.from_numpy(surety.copy())).numpy()
+    said = {int(one) for one in np.unique(owner) if one >= 0}
+    for one in said:
+        mine = owner == one
+        assert (surety[one][mine] > 0).all()
+        assert 2 * mine.sum() > (surety[one] > 0).sum()
+    claimed = (surety[sorted(said)] > 0).any(axis=0)
+    assert np.array_equal(owner >= 0, claimed)
+    assert bool(said) == bool(surety.any())
 
 
 def test_without_parts_only_queries_are_asked():
