@@ -214,6 +214,10 @@ HARDER: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_BY_A_STRANGER = 0.3
+"""Of the agreement: a reader that knows the game by day, as nothing else has labels, is unsure of every night."""
+
+
 def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
     reader = home / "reader_of_the_game"
     few = {"data": {**SOURCE, "count": 100}, "tasks": {"semantic": {}}}
@@ -230,6 +234,7 @@ def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
             "generator.fusion": None,
             "labeller.reader": str(reader),
             "labeller.fit": None,
+            "filters": [{"kind": "agreement", "minimum": _BY_A_STRANGER}],
             "target": scale.restyled,
             "threads": 1,
         },

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from safetensors.torch import save
 
 from decoders.cache import OnProgress, learnable, log_progress
@@ -25,6 +25,7 @@ from decoders.perceiving import perceive
 from decoders.resizing import Size, resize_image, working_size
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 from decoders.tasks import Score, Task, decode, picture_of
+from decoders.tasks.semantic import Semantic
 from decoders.training import TrunkBuilder, build_decoder, fit
 from decoders.weights import load_into, read_weights
 
@@ -52,8 +53,39 @@ class Reader:
         """
         return self._read(images, {name: self._threshold(name) for name in self.tasks})
 
-    @torch.inference_mode()
+    def agreement(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], claims: Sequence[UInt8[np.ndarray, "_ _"]]
+    ) -> list[Float32[np.ndarray, "_ _"]]:
+        """How likely this reader thinks the class that somebody else says of each pixel: its probability, 0..1.
+
+        Args:
+            claims: semantic ids of each picture, at its size, numbered as this reader's; 0 = nothing is said, which
+                gets 0.5.
+
+        Raises:
+            UserError: it was fitted without the task semantic; or as `read`.
+        """
+        task = self.tasks.get("semantic")
+        if not isinstance(task, Semantic):
+            raise UserError(
+                f"the reader says {', '.join(self.tasks)}, so that nobody can ask how likely it thinks a class; fit "
+                "one with the task semantic"
+            )
+        found: list[Float32[np.ndarray, "_ _"]] = [np.zeros(claim.shape, np.float32) for claim in claims]
+        with torch.inference_mode():
+            for index, outputs in self._outputs(images):
+                found[index] = task.probability_of(outputs["semantic"], claims[index])
+        return found
+
     def _read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], thresholds: Mapping[str, float]) -> list[LabelSet]:
+        labels: list[LabelSet] = [{} for _ in images]
+        with torch.inference_mode():
+            for index, outputs in self._outputs(images):
+                labels[index] = self._read_one(outputs, images[index].shape[:2], thresholds)
+        return labels
+
+    def _outputs(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[tuple[int, Mapping[str, Any], float]]:
+        """Number of each picture, what every task's head gives for it, and how much larger than in the fit it was."""
         settings = self.manifest.reading
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -61,7 +93,6 @@ class Reader:
             groups[working_size(native, short_side=settings.short_side, multiple=self._perceiver.size_multiple)].append(
                 index
             )
-        labels: list[dict[str, Label]] = [{} for _ in images]
         for size, members in groups.items():
             for start in range(0, len(members), settings.batch_size):
                 batch = members[start : start + settings.batch_size]
@@ -78,9 +109,7 @@ class Reader:
                 )
                 outputs = decode(self._decoder, self.tasks, bundles)
                 for row, index in enumerate(batch):
-                    found = {name: picture_of(output, row) for name, output in outputs.items()}
-                    labels[index] = self._read_one(found, images[index].shape[:2], thresholds)
-        return list(labels)
+                    yield index, {name: picture_of(output, row) for name, output in outputs.items()}
 
     def _read_one(self, outputs: Mapping[str, Any], size: Size, thresholds: Mapping[str, float]) -> dict[str, Label]:
         labels: dict[str, Label] = {}

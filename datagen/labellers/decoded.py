@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from annotated_types import Gt, Le
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from datagen.model import Model
 from datagen.readers import model_of, read_manifest
@@ -86,6 +86,12 @@ class Decoded:
         """As `Reader.read`; nothing of the recipes is looked at."""
         del recipes
         return self._reader.read(list(images))
+
+    def agreement(
+        self, images: UInt8[np.ndarray, "batch height width 3"], claims: Sequence[UInt8[np.ndarray, "height width"]]
+    ) -> Sequence[Float32[np.ndarray, "height width"]]:
+        """As `Reader.agreement`."""
+        return self._reader.agreement(list(images), claims)
 
     def _fits(self, model: Model) -> bool:
         found = model.digest if self._manifest.perceiver.get("keep_loras") else model.base_digest

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Bool, Float32, UInt8
 
 from datagen.labellers.decoded import Decoded
 from datagen.model import Model
 from datagen.records import Guide, Recipe
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, Label, LabelSet, Taxonomy, categorical, semantic_ids
+from decoders.labels import InstanceSet, Label, LabelSet, Taxonomy, semantic_ids
+from decoders.regions import numbered_regions
 
 
 class Inherited:
@@ -31,6 +32,8 @@ class Inherited:
         reader: Path | None = None,
         fit: Path | None = None,
         void_below: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        undrawn_below: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        undrawn_up_to: Annotated[float, Gt(0), Le(1)] = 0.05,
         boundary: Annotated[int, Ge(0)] = 0,
         model: Model | None = None,
         taxonomy: Taxonomy | None,
@@ -40,6 +43,10 @@ class Inherited:
             reader: folder of a reader that knows the same classes, in any order; without one the labels are sure.
             fit: plan to fit it with, if that folder holds no reader yet.
             void_below: pixels less sure than this become void in every map, objects less sure are marked to be ignored.
+            undrawn_below: connected regions of a class, and objects, less sure than this in the mean over their
+                pixels were hardly drawn: the former become void in every map, the latter are marked to be ignored.
+            undrawn_up_to: share of the picture up to which a region or an object may be missing. A larger one is there,
+                only that a reader of clear days may not know it in the fog.
             boundary: pixels on either side of a class boundary that become void; drawn edges are seldom exact
                 (FLEX-Seg, arXiv 2511.22948).
 
@@ -52,14 +59,17 @@ class Inherited:
                 "found a source that brings no labels, expected one whose pictures keep a geometry, such as layouts; "
                 "or let a reader say the labels: `kind: decoded`"
             )
-        if reader is None and void_below:
-            raise UserError("void_below needs a `reader` that says how sure a label is; name one, or leave it out")
+        if reader is None and (void_below or undrawn_below):
+            which = "void_below" if void_below else "undrawn_below"
+            raise UserError(f"{which} needs a `reader` that says how sure a label is; name one, or leave it out")
         self._taxonomy = taxonomy
         self._void_below = void_below
+        self._undrawn_below = undrawn_below
+        self._undrawn_up_to = undrawn_up_to
         self._boundary = boundary
         self._reader = None if reader is None else Decoded(reader=reader, model=model)
         if self._reader is not None:
-            self._ids = translation(self._reader.taxonomy, taxonomy)
+            self._ids = translation(taxonomy, self._reader.taxonomy)
 
     @staticmethod
     def prepare(*, reader: Path | None = None, fit: Path | None = None, **_: Any) -> None:
@@ -76,7 +86,8 @@ class Inherited:
     def digest(self) -> str:
         """Identity of the reader, if there is one, and of what is made of its answers."""
         read = None if self._reader is None else self._reader.digest
-        return hashlib.sha256(repr((read, self._void_below, self._boundary)).encode()).hexdigest()
+        chosen = (self._void_below, self._undrawn_below, self._undrawn_up_to, self._boundary)
+        return hashlib.sha256(repr((read, *chosen)).encode()).hexdigest()
 
     def label(self, recipes: Sequence[Recipe], images: UInt8[np.ndarray, "batch height width 3"]) -> Sequence[LabelSet]:
         """
@@ -87,24 +98,30 @@ class Inherited:
         if self._reader is None:
             sure = np.ones(images.shape[1:3], np.float32)
             return [self._inherit(guide.labels, sure) for guide in guides]
-        read = self._reader.label(recipes, images)
-        return [
-            self._inherit(guide.labels, self._agreement(guide.labels, said))
-            for guide, said in zip(guides, read, strict=True)
-        ]
-
-    def _agreement(self, inherited: LabelSet, said: LabelSet) -> Float32[np.ndarray, "height width"]:
-        """How sure the reader is of the inherited class; 0.5 where it says nothing."""
-        answer = categorical(said)
-        same = self._ids[semantic_ids(said)] == semantic_ids(inherited)
-        agreement = np.where(same, answer.confidence, 1 - answer.confidence)
-        return np.where(answer.valid, agreement, 0.5).astype(np.float32)
+        claims = [self._ids[semantic_ids(guide.labels)] for guide in guides]
+        sures = self._reader.agreement(images, claims)
+        return [self._inherit(guide.labels, sure) for guide, sure in zip(guides, sures, strict=True)]
 
     def _inherit(self, labels: LabelSet, agreement: Float32[np.ndarray, "height width"]) -> LabelSet:
         doubtful = agreement < self._void_below
+        if self._undrawn_below:
+            doubtful |= self._undrawn(semantic_ids(labels), agreement)
         if self._boundary:
             doubtful |= near_boundaries(semantic_ids(labels), self._boundary)
         return {task: self._one(label, agreement, doubtful) for task, label in labels.items()}
+
+    def _undrawn(
+        self, ids: UInt8[np.ndarray, "height width"], agreement: Float32[np.ndarray, "height width"]
+    ) -> Bool[np.ndarray, "height width"]:
+        """The small connected regions in which the reader sees something else."""
+        found = np.zeros(ids.shape, bool)
+        for semantic_id in np.unique(ids[ids > 0]):
+            regions, sizes = numbered_regions(ids == semantic_id)
+            sums = np.bincount(regions.ravel(), agreement.ravel(), minlength=len(sizes))
+            missing = (sums < self._undrawn_below * sizes) & (sizes <= self._undrawn_up_to * ids.size)
+            missing[0] = False  # the rest of the picture
+            found |= missing[regions]
+        return found
 
     def _one(
         self,
@@ -115,7 +132,9 @@ class Inherited:
         if isinstance(label, InstanceSet):
             pixels = np.maximum(label.masks.sum(axis=(1, 2)), 1)
             scores = ((label.masks * agreement).sum(axis=(1, 2)) / pixels).astype(np.float32)
-            return replace(label, scores=scores, is_crowd=label.is_crowd | (scores < self._void_below))
+            ignored = scores < self._void_below
+            ignored |= (scores < self._undrawn_below) & (pixels <= self._undrawn_up_to * agreement.size)
+            return replace(label, scores=scores, is_crowd=label.is_crowd | ignored)
         valid = label.valid & ~doubtful
         values = np.where(valid[..., None], label.values, np.float32(0))
         return replace(label, values=values, valid=valid, confidence=label.confidence * agreement)
@@ -138,12 +157,12 @@ def _guide(recipe: Recipe, size: tuple[int, int]) -> Guide:
     return recipe.guide
 
 
-def translation(reader: Taxonomy, inherited: Taxonomy) -> UInt8[np.ndarray, " ids"]:
-    """The reader's semantic ids -> those of the inherited labels."""
-    if set(reader.names) != set(inherited.names):
-        different = sorted(set(reader.names) ^ set(inherited.names))
+def translation(own: Taxonomy, other: Taxonomy) -> UInt8[np.ndarray, " ids"]:
+    """Semantic ids of the one -> those of the other, of a reader and of the labels it looks at."""
+    if set(own.names) != set(other.names):
+        different = sorted(set(own.names) ^ set(other.names))
         raise UserError(
             f"the reader and the source differ in the classes {different}, expected the same ones in both; fit a "
             "reader on the source's classes, or leave `reader` out"
         )
-    return np.array([0, *(inherited.names.index(name) + 1 for name in reader.names)], np.uint8)
+    return np.array([0, *(other.names.index(name) + 1 for name in own.names)], np.uint8)

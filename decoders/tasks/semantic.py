@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -113,6 +113,20 @@ class Semantic(Task[Tensor]):
     def read(self, output: Float[Tensor, "batch classes height width"], size: Size) -> list[Label]:
         return [_read_one(logits[None] / self.temperature, size, self.smallest_px) for logits in output]
 
+    @torch.no_grad()
+    def probability_of(
+        self, output: Float[Tensor, "1 classes _ _"], ids: UInt8[np.ndarray, "height width"]
+    ) -> Float32[np.ndarray, "height width"]:
+        """How likely each pixel of one picture has the class that somebody else says, at the picture's size.
+
+        Args:
+            ids: 1..K; where they are 0 nothing is said, and the answer is 0.5.
+        """
+        probability = _probability(output / self.temperature, (ids.shape[0], ids.shape[1]))
+        asked = torch.from_numpy(ids.astype(np.int64)).to(probability.device)
+        found = probability.gather(0, (asked - 1).clamp_min(0)[None])[0]
+        return torch.where(asked > 0, found, 0.5).cpu().numpy()
+
     def score(self) -> Score:
         return SemanticScore(self.taxonomy)
 
@@ -161,8 +175,13 @@ def _semantic(label: Label) -> DenseMap:
 
 
 def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size, smallest_px: int) -> DenseMap:
-    probability = resize(logits.float(), size)[0].softmax(0)  # stays where it is: 160 MB for a large photograph
+    probability = _probability(logits, size)
     ids, repairs = repair_specks(probability.argmax(0).to(torch.uint8).cpu().numpy(), smallest_px=smallest_px)
     chosen = torch.from_numpy(ids).to(probability.device).long()
     confidence = probability.gather(0, chosen[None])[0].cpu().numpy()
     return semantic_map(ids + np.uint8(1), confidence, repairs=repairs)
+
+
+def _probability(logits: Float[Tensor, "1 classes _ _"], size: Size) -> Float[Tensor, "classes _ _"]:
+    """Of each class; stays where it is computed: 160 MB for a large photograph."""
+    return resize(logits.float(), size)[0].softmax(0)

@@ -1,5 +1,6 @@
 """Labels that a picture inherits, how sure they are, and what is kept of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,30 @@ SHUFFLED = Taxonomy(
 
 
 class Oracle:
-    """A reader that says what it is told to, in another order of the classes."""
+    """A reader that gives probabilities as it is told to, in another order of the classes."""
 
     taxonomy = SHUFFLED
     digest = "oracle"
-    answer: LabelSet
+    answer: np.ndarray
 
     def __init__(self, **_: Any) -> None: ...
 
-    def label(self, recipes: Any, images: Any) -> list[LabelSet]:
-        return [self.answer for _ in zip(recipes, images, strict=True)]
+    def agreement(self, images: Any, claims: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Its class n is ours K + 1 - n."""
+        return [
+            np.take_along_axis(self.answer, np.where(claim > 0, len(TAXONOMY) + 1 - claim.astype(int), 0)[None], 0)[0]
+            for _, claim in zip(images, claims, strict=True)
+        ]
 
 
-def answer(ids: np.ndarray, confidence: float) -> LabelSet:
-    """As the oracle says it: its class n is ours K + 1 - n."""
-    theirs = np.where(ids > 0, len(TAXONOMY) + 1 - ids.astype(int), 0).astype(np.uint8)
-    return {"semantic": semantic_map(theirs, np.full(ids.shape, confidence, np.float32))}
+def answer(ids: np.ndarray, confidence: float) -> np.ndarray:
+    """Probability of void (nobody's, 0.5) and each of our classes: so much for `ids`, the rest for the others alike."""
+    rest = (1 - confidence) / (len(TAXONOMY) - 1)
+    of_classes = np.where(np.arange(1, len(TAXONOMY) + 1)[:, None, None] == ids, confidence, rest)
+    return np.concatenate([np.full((1, *ids.shape), 0.5), of_classes]).astype(np.float32)
 
 
-def label(monkeypatch: pytest.MonkeyPatch, said: LabelSet, **settings: Any) -> dict[str, Any]:
+def label(monkeypatch: pytest.MonkeyPatch, said: np.ndarray, **settings: Any) -> dict[str, Any]:
     monkeypatch.setattr(inherited, "Decoded", Oracle)
     Oracle.answer = said
     labeller = Inherited(reader=Path("somewhere"), taxonomy=TAXONOMY, **settings)
@@ -77,11 +83,20 @@ def test_confidence_is_agreement_class_by_class(monkeypatch: pytest.MonkeyPatch)
     said = IDS.copy()
     said[2:12, 3:9] = 1  # half of the car is taken for sky
     found = label(monkeypatch, answer(said, 0.8))
-    expected = np.where(said == 0, 0.5, np.where(said == IDS, 0.8, 0.2))  # in void the reader says nothing
+    rest = 0.2 / (len(TAXONOMY) - 1)
+    expected = np.where(IDS == 0, 0.5, np.where(said == IDS, 0.8, rest))  # in void the guide says nothing
     np.testing.assert_allclose(found["semantic"].confidence, expected, rtol=1e-5)
     np.testing.assert_array_equal(semantic_ids(found), IDS)
     for mask, score in zip(OBJECTS.masks, found["instances"].scores, strict=True):
         np.testing.assert_allclose(score, expected[mask].mean() if mask.any() else 0, rtol=1e-5)
+
+
+def test_who_can_read_nothing_agrees_with_nothing(monkeypatch: pytest.MonkeyPatch):
+    """An unsure reader that names another class does not leave all the rest to the inherited one."""
+    chance = 1 / len(TAXONOMY)
+    found = label(monkeypatch, answer(IDS, chance))
+    np.testing.assert_allclose(found["semantic"].confidence[IDS > 0], chance, rtol=1e-5)
+    assert judge(found, minimum=0.5).reason == "disagrees with its labels"
 
 
 def test_what_is_doubted_becomes_void_and_the_guide_is_untouched(monkeypatch: pytest.MonkeyPatch):
@@ -96,6 +111,23 @@ def test_what_is_doubted_becomes_void_and_the_guide_is_untouched(monkeypatch: py
         crowd or bool(score < 0.5) for crowd, score in zip(OBJECTS.is_crowd, found["instances"].scores, strict=True)
     ]
     np.testing.assert_array_equal(semantic_ids(GUIDE.labels), IDS)
+
+
+def test_what_is_small_and_was_not_drawn_becomes_void_as_a_whole(monkeypatch: pytest.MonkeyPatch):
+    signs, sky = IDS == 3, IDS == 1
+    said = np.where(signs | sky, 2, IDS).astype(np.uint8)  # both are taken for a car,
+    said[np.nonzero(signs)[0][:3], np.nonzero(signs)[1][:3]] = 3  # but for a corner of the traffic sign
+    assert signs.sum() <= 0.1 * IDS.size < sky.sum()
+    found = label(monkeypatch, answer(said, 0.9), undrawn_below=0.3, undrawn_up_to=0.1)
+    np.testing.assert_array_equal(semantic_ids(found), np.where(signs, 0, IDS))
+    assert not found["depth"].valid[signs].any()
+    small = OBJECTS.masks.sum(axis=(1, 2)) <= 0.1 * IDS.size
+    assert found["instances"].is_crowd.tolist() == [
+        bool(crowd or (few and score < 0.3))
+        for crowd, few, score in zip(OBJECTS.is_crowd, small, found["instances"].scores, strict=True)
+    ]
+    believed = label(monkeypatch, answer(said, 0.9), undrawn_below=0.05, undrawn_up_to=0.1)
+    np.testing.assert_array_equal(semantic_ids(believed), IDS)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
@@ -118,6 +150,8 @@ def test_wrong_use_is_told(monkeypatch: pytest.MonkeyPatch):
         Inherited(taxonomy=None)
     with pytest.raises(UserError, match="void_below needs a `reader`"):
         Inherited(taxonomy=TAXONOMY, void_below=0.3)
+    with pytest.raises(UserError, match="undrawn_below needs a `reader`"):
+        Inherited(taxonomy=TAXONOMY, undrawn_below=0.3)
     monkeypatch.setattr(inherited, "Decoded", Oracle)
     fewer = replace(TAXONOMY, names=("sky", "car", "sign", "background"), skeleton=None)
     with pytest.raises(UserError, match=r"differ in the classes \['sign', 'traffic sign'\]"):

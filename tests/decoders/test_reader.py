@@ -1,6 +1,7 @@
 """A reader reads any size, always says the same, survives saving, and refuses what is not its own."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.decoders.toy_world import TAXONOMY, toy_picture, toy_pictures
 
 MODEL = {"path": "models/straße", "loras": []}
+TASKS: Mapping[str, Mapping[str, Any]] = {"semantic": {"dice": 1}, "depth": {}}
 SETTINGS = FitSettings(updates=40, batch_size=4, views=4, evaluations=4, learning_rate=4e-3)
 
 
@@ -33,12 +35,12 @@ def other() -> Reader:
     return _fitted(seed=1)
 
 
-def _fitted(seed: int = 0) -> Reader:
+def _fitted(seed: int = 0, tasks: Mapping[str, Mapping[str, Any]] = TASKS) -> Reader:
     return fit_reader(
         ToyPerceiver(classes=3),
         toy_pictures(6),
         TAXONOMY,
-        tasks={"semantic": {"dice": 1}, "depth": {}},
+        tasks=tasks,
         settings=replace(SETTINGS, seed=seed),
         decoder=DecoderSettings(width=32, fine_width=8),
     )
@@ -103,6 +105,24 @@ def test_unseen_pictures_are_read_well_at_another_size(reader: Reader):
 
 def test_pictures_are_read_at_the_scale_of_the_fit(reader: Reader):
     assert reader.manifest.reading == ReadSettings(short_side=48, batch_size=4)
+
+
+def test_agreement_is_how_likely_a_class_is(reader: Reader):
+    image = toy_picture(100, height=96, width=128).image
+    said = reader.read([image])[0]["semantic"]
+    assert isinstance(said, DenseMap)
+    alone = [reader.agreement([image], [np.full((96, 128), number, np.uint8)])[0] for number in (1, 2, 3)]
+    np.testing.assert_allclose(sum(alone), 1, atol=1e-5)
+    np.testing.assert_allclose(np.max(alone, axis=0)[said.valid], said.confidence[said.valid], atol=1e-5)
+    assert (reader.agreement([image], [np.zeros((96, 128), np.uint8)])[0] == 0.5).all()
+
+
+def test_agreement_needs_classes():
+    reader = _fitted(tasks={"depth": {}})
+    with pytest.raises(
+        UserError, match=r"the reader says depth, so that nobody can ask.*fit one with the task semantic"
+    ):
+        reader.agreement([toy_picture(0).image], [np.zeros((48, 64), np.uint8)])
 
 
 def test_evaluation_names_a_picture_without_truth(reader: Reader):
