@@ -206,7 +206,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
                 cells += [cell | {"part": "people"} for cell in methods if cell["method"] != "linear probe"]
             if pictures in (20, 100) and not seed:
                 recipe = common | RECIPE | {"part": "recipe", "seed": seed, "pictures": pictures, "updates": 2000}
-                cells += [recipe | {"task": task} for task in ("semantic", "instances")]
+                cells += [recipe | {"task": "semantic"}, recipe | OBJECTS | {"task": "instances"}]
     cost = {"part": "cost", "model": model, "updates": COST_UPDATES, "views": 16, "hardware": this_hardware()}
     names = ("reader", "U-Net", "recipe, semantic", "recipe, instances", "recipe, depth")
     cells += [cost | _of(name) for name in names]

@@ -31,7 +31,7 @@ RATES = {"reader": (4e-3,), "random UNet": (4e-3,), "U-Net": (3e-4, 1e-3, 3e-3)}
 uses."""
 OURS: dict[str, Any] = {"decoder": FORMAT}
 """Part of every cell that our decoder decides: what an earlier one gave is not taken for it."""
-OBJECTS: dict[str, Any] = {"objects": "queries and parts"}
+OBJECTS: dict[str, Any] = {"objects": "queries and parts, whole"}
 """Part of every cell in which our head finds objects, whatever it stands on: as OURS."""
 MODEL = ModelReference(source="package://datagen.pocket/weights")
 
