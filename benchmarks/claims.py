@@ -2,12 +2,12 @@
 
 `datasetdm_N`: N annotated scenes of the pocket world, synthetic samples from prompts, labels by a reader of these N
 (DatasetDM, arXiv 2308.06160, table 2: VOC, 100 real, ResNet-50: real 43.4, synthetic 60.3, both 66.1 mIoU). `objects`:
-the same samples of N = 100, Mask R-CNN. `dginstyle`: a game's labelled scenes, clear and by day, alone and with as many
-drawn after their label maps in photo looks, any weather, any time, filtered by a reader that knows the game only; on
-photo looks clear by day, in adverse weather or light, and in the look and weather that the model never saw (DGInStyle,
-arXiv 2312.03048: +2.5 mIoU, about +7 on adverse sets). `camvid_N`: the model adapted to unlabelled photographs, a
-reader on N labelled ones. `of_renders_20` is no claim, but asks why one does not hold: as `datasetdm_20`, with renders
-in place of drawn pictures.
+the same samples of N = 100, Mask R-CNN. `dginstyle`: a game's labelled scenes, clear and by day, alone and beside half
+as many drawn after their label maps in photo looks, any weather, any time, filtered by a reader that knows the game
+only; on photo looks clear by day, in adverse weather or light, and in the look and weather that the model never saw
+(DGInStyle, arXiv 2312.03048: +2.5 mIoU, about +7 on adverse sets). `camvid_N`: the model adapted to unlabelled
+photographs, a reader on N labelled ones. `of_renders_20` is no claim, but asks why one does not hold: as
+`datasetdm_20`, with renders in place of drawn pictures.
 """
 
 import json
@@ -146,6 +146,7 @@ _RENDERS_SEED = 5000
 
 
 def objects(scale: Scale, home: Path) -> Iterator[Step]:
+    """With two seeds at most, as Mask R-CNN is slow."""
     yield from _samples(scale, home, 100)
     yield Step(
         verb="evaluate",

@@ -1,7 +1,8 @@
 """The bookkeeping of benchmarks: what is measured is kept, and measured once, in one process or several."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,43 @@ def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str])
     assert not worth.agrees(cell(0.45), cell(0.40))
     assert worth.headlines_of(cell(0.4)) == ["semantic miou", "semantic miou on night"]
     assert "real: 20 real, 5 updates" in worth.told(cell(0.4))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seeds", "0"], [0, 1]),
+        (["--seeds", "2", "1"], [0, 1, 2]),
+        ([], [0, 1]),  # that scale's own is 0
+        (["--again"], [0, 1]),
+    ],
+)
+def test_no_committed_seed_is_lost(
+    words: list[str], expected: list[int], results: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def measured(seeds: Iterable[int]) -> dict[str, Any]:
+        counts = {"column": "real", "real": 20, "synthetic": 0, "retrieved": 0, "updates": 5}
+        return {"cells": [counts | {"seed": seed, "measured": {"semantic miou": 0.4}} for seed in seeds]}
+
+    def measure(_: str, scale: claims.Scale, *__: Any, **___: Any) -> dict[str, Any]:
+        return measured(scale.seeds)
+
+    monkeypatch.setattr(worth, "measure", measure)
+    monkeypatch.setattr("sys.argv", ["worth", "--scale", "quick", "--claims", "datasetdm_20", *words])
+    cells.write_results(worth.NAME, {"quick": {"datasetdm_20": measured([0, 1])}})
+    assert worth.main() == 0, "as committed, seed by seed"
+    kept = json.loads((results / "worth.json").read_text())["quick"]["datasetdm_20"]["cells"]
+    assert [cell["seed"] for cell in kept] == expected
+    monkeypatch.setattr("sys.argv", ["worth", "--again", "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        worth.main()
+
+
+def test_a_claim_with_fewer_seeds_keeps_the_committed_ones(tmp_path: Path):
+    committed = {"cells": [{"seed": 2}, {"seed": 2}]}
+    assert worth.seeds_of(committed, [0, 1]) == (2, 0, 1)
+    scale = replace(claims.SCALES["full"], seeds=worth.seeds_of(committed, [0, 1]))
+    assert list(claims.objects(scale, tmp_path))[-1].settings["seeds"] == (2, 0)
 
 
 def test_a_page_is_written_of_what_was_measured():
