@@ -17,7 +17,8 @@ from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, Label
 from decoders.resizing import Size, inside, mirror_label, resize_image, resize_label
 
-_BORDER_GREY = 127
+BORDER_GREY = 127
+"""Of what lies outside a picture, 0..255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def _make_mover(size: Size, random: bool, jitter: float, masks: tuple[str, ...],
     height, width = size
     crop = albumentations.RandomCrop if random else albumentations.CenterCrop
     steps: list[Any] = [
-        albumentations.PadIfNeeded(min_height=height, min_width=width, fill=_BORDER_GREY, fill_mask=0),
+        albumentations.PadIfNeeded(min_height=height, min_width=width, fill=BORDER_GREY, fill_mask=0),
         crop(height=height, width=width),
     ]
     if random and jitter:

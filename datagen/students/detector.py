@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 from annotated_types import Ge, Le
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from decoders.augmentation import BORDER_GREY
 from decoders.errors import UserError
 from decoders.labels import InstanceSet, LabelSet, Taxonomy
 
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """Learns the countable classes; regions of several objects that nobody separated are left out."""
+    """Learns the countable classes.
+
+    Crowds are regions of several objects that nobody separated, or objects of which a box alone is known. Where there
+    is nothing but crowds, what it learns from is as grey as the border of a view: their objects must not pass for
+    background.
+    """
 
     headline = "instances ap"
     size_multiple = 32
@@ -76,16 +82,17 @@ class Detector:
     ) -> "Float[Tensor, '']":
         import torch
 
-        targets = [self.target(each["instances"], pictures.device) for each in labels]
-        terms = cast("dict[str, Tensor]", network(list(pictures), targets))
+        objects = [_objects(each) for each in labels]
+        targets = [self.target(each, pictures.device) for each in objects]
+        blank = torch.from_numpy(np.stack([_crowds_alone(each) for each in objects])).to(pictures.device)
+        shown = pictures.masked_fill(blank[:, None], BORDER_GREY / 255)
+        terms = cast("dict[str, Tensor]", network(list(shown), targets))
         return torch.stack(list(terms.values())).sum()
 
-    def target(self, objects: object, device: Any) -> dict[str, "Tensor"]:
+    def target(self, objects: InstanceSet, device: Any) -> dict[str, "Tensor"]:
         """What torchvision's loss compares with: `boxes`, `labels` (countable classes from 1) and `masks`."""
         import torch
 
-        if not isinstance(objects, InstanceSet):
-            raise UserError("the instances label is no set of objects; give one mask and class per object")
         numbers = {thing: place for place, thing in enumerate(self._things, start=1)}
         kept: list[tuple[int, tuple[int, int, int, int]]] = []
         for index, mask in enumerate(objects.masks):
@@ -109,9 +116,9 @@ class Detector:
         with torch.no_grad():
             answers = cast("list[dict[str, Tensor]]", network(list(pictures)))
         size = (pictures.shape[2], pictures.shape[3])
-        return [{"instances": self._objects(answer, size)} for answer in answers]
+        return [{"instances": self._found(answer, size)} for answer in answers]
 
-    def _objects(self, answer: Mapping[str, "Tensor"], size: tuple[int, int]) -> InstanceSet:
+    def _found(self, answer: Mapping[str, "Tensor"], size: tuple[int, int]) -> InstanceSet:
         masks = (answer["masks"][:, 0] >= 0.5).cpu().numpy()
         return InstanceSet.collect(
             list(masks),
@@ -124,3 +131,16 @@ class Detector:
         from decoders.average_precision import AveragePrecision
 
         return {"instances": AveragePrecision(self._taxonomy)}
+
+
+def _objects(labels: LabelSet) -> InstanceSet:
+    objects = labels["instances"]
+    if not isinstance(objects, InstanceSet):
+        raise UserError("the instances label is no set of objects; give one mask and class per object")
+    return objects
+
+
+def _crowds_alone(objects: InstanceSet) -> Bool[np.ndarray, "height width"]:
+    """Pixels of crowds that are of no single object, too."""
+    crowds, single = objects.masks[objects.is_crowd], objects.masks[~objects.is_crowd]
+    return np.asarray(crowds.any(axis=0) & ~single.any(axis=0))

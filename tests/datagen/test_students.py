@@ -14,6 +14,7 @@ from datagen.plugins import choose_part, kinds
 from datagen.students import Student
 from datagen.students.detector import Detector
 from datagen.students.segmenter import Segmenter
+from decoders.augmentation import BORDER_GREY
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, InstanceSet, LabelSet, Taxonomy
 
@@ -123,6 +124,26 @@ def test_objects_that_nobody_separated_are_not_learned():
     assert target["boxes"].tolist() == [[20, 10, 30, 11]]
     assert target["labels"].tolist() == [things.index("car") + 1]
     assert target["masks"].shape == (1, 64, 64)
+
+
+def test_what_only_crowds_show_is_not_learned_as_background():
+    class Watched(nn.Module):
+        def forward(self, pictures: list[torch.Tensor], _: object) -> dict[str, torch.Tensor]:
+            shown.extend(pictures)
+            return {"loss": torch.zeros(())}
+
+    shown: list[torch.Tensor] = []
+    car = SCENES.taxonomy.names.index("car") + 1
+    crowd, single = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
+    crowd[:20], single[10:30] = True, True
+    objects = InstanceSet.collect([crowd, single], [car, car], size=(64, 64), is_crowd=[True, False])
+    nothing = InstanceSet.collect([], [], size=(64, 64))
+    picture = torch.rand(2, 3, 64, 64)
+    made = Detector(short_side=64, taxonomy=SCENES.taxonomy)
+    made.loss(Watched(), picture, [{"instances": objects}, {"instances": nothing}])
+    assert (shown[0][:, :10] == BORDER_GREY / 255).all()
+    assert torch.equal(shown[0][:, 10:], picture[0][:, 10:]), "also where an object lies on the crowd"
+    assert torch.equal(shown[1], picture[1])
 
 
 def test_mistakes_are_told():
