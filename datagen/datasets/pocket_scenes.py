@@ -70,7 +70,7 @@ class PocketScenes(AnnotatedImages):
     @property
     def digest(self) -> str:
         """Stands for the pictures, which need not be drawn to be told from others."""
-        decisive = (self.names, self._held_out, self._close_up, self._size, *self._chosen.items())
+        decisive = (self.names, self._held_out, self._close_up, self._size, *self._chosen.items(), *world.CHANGES)
         return hashlib.sha256(repr(decisive).encode()).hexdigest()
 
     def scene(self, name: str) -> world.Scene:

@@ -60,6 +60,10 @@ SEEDS: Mapping[str, range] = MappingProxyType(
 """Which scenes may be used for what: the model's training, fitting readers, the judge's training, measuring."""
 
 
+CHANGES: tuple[str, ...] = ()
+"""A word for each change of what is drawn of a seed, or said of it: what was made of scenes before is then stale."""
+
+
 def seeds_of(split: str, *, first: int, count: int) -> range:
     """Scene seeds `first` .. `first + count - 1` of a split, numbered from 0.
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from datagen.cli import app
 from datagen.datasets.coco import Coco
 from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.pocket import world
 from datagen.pocket.world import SEEDS, render_scene
 from datagen.validation import validate
 from decoders.errors import UserError
@@ -43,6 +44,12 @@ def test_looks_weathers_and_times_can_be_chosen_for_the_same_streets():
     assert [domain.time for domain in domains] == [own.scene(name).domain.time for name in own.names]
     for one, other in zip(chosen, own, strict=True):
         assert (semantic_ids(one.labels) == semantic_ids(other.labels)).all()
+
+
+def test_scenes_of_a_renderer_that_changed_are_others(monkeypatch: pytest.MonkeyPatch):
+    before = PocketScenes().digest
+    monkeypatch.setattr(world, "CHANGES", ("rounder cars",))
+    assert PocketScenes().digest != before
 
 
 def test_the_digest_tells_other_scenes():
