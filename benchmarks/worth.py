@@ -79,8 +79,11 @@ def _made_with() -> dict[str, str]:
 
 
 def told(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The table of an evaluation from its JSON."""
-    results = {Cell(**{key: cell[key] for key in cell if key != "measured"}): cell["measured"] for cell in cells}
+    """The table of an evaluation from its JSON; older cells say nothing of their hardware."""
+    results = {
+        Cell(**{key: cell[key] for key in cell if key not in ("hardware", "measured")}): cell["measured"]
+        for cell in cells
+    }
     return table(results, headlines_of(cells))
 
 

@@ -103,7 +103,10 @@ def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str])
     assert "committed 0.400, now 0.410" in capsys.readouterr().out
     assert not worth.agrees(cell(0.45), cell(0.40))
     assert worth.headlines_of(cell(0.4)) == ["semantic miou", "semantic miou on night"]
-    assert "real: 20 real, 5 updates" in worth.told(cell(0.4))
+    assert "real: 20 real, 5 updates" in worth.told(cell(0.4)), "older cells say nothing of their hardware"
+    newer = [each | {"hardware": "cpu, float32"} for each in cell(0.4)]
+    assert worth.told(newer) == worth.told(cell(0.4))
+    assert worth.agrees(newer, cell(0.4))
 
 
 @pytest.mark.parametrize(

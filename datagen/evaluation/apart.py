@@ -26,40 +26,47 @@ class Survey:
     """Name -> hash of the pixels."""
     labels: Mapping[str, int]
     """Name of a label -> pictures that have it."""
-    shown: Mapping[str, frozenset[int]]
-    """Name of a label that says anything in any picture -> semantic ids in it, none where it is not of classes."""
+    shown: Sequence[Mapping[str, frozenset[int]]]
+    """Of each picture: name of a label that says anything -> semantic ids in it, none where it is not of classes."""
 
     @property
     def pictures(self) -> Mapping[str, str]:
         """Hash of the pixels -> name."""
         return {pixels: name for name, pixels in self.hashes.items()}
 
-    @property
-    def classes(self) -> frozenset[int]:
-        """Semantic ids that are labelled anywhere."""
-        return frozenset[int]().union(*self.shown.values())
+    def says_anything(self, label: str) -> bool:
+        """Whether that label does in any picture."""
+        return any(label in each for each in self.shown)
+
+    def classes(self, *, label: str | None = None, first: int | None = None) -> frozenset[int]:
+        """Semantic ids that are labelled anywhere.
+
+        Args:
+            label: in which one; any when None.
+            first: in how many of the first pictures; all when None.
+        """
+        chosen = (ids for each in self.shown[:first] for name, ids in each.items() if label in (None, name))
+        return frozenset[int]().union(*chosen)
 
 
 def survey(data: AnnotatedImages, *, folder: Path, console: Console) -> Survey:
     """Look once; remembered in a folder under the dataset's digest."""
     digest = data_digest(data)
-    file = folder / f"{digest[:16]}_by_label.json"  # older ones, without labels, are called by the digest alone
+    file = folder / f"{digest[:16]}_by_picture.json"  # older ones, which say less, are called otherwise
     if not file.exists():
         hashes: dict[str, str] = {}
         labels = Counter[str]()
-        shown: dict[str, set[int]] = {}
+        shown: list[dict[str, list[int]]] = []
         with meter("compare", console=console) as tick:
             for index, picture in enumerate(data):
                 hashes[data.names[index]] = pixel_hash(picture)
                 labels.update(list(picture.labels))
-                for name, label in picture.labels.items():
-                    if _says_anything(label):
-                        shown.setdefault(name, set()).update(classes_in({name: label}))
+                saying = {name: label for name, label in picture.labels.items() if _says_anything(label)}
+                shown.append({name: sorted(classes_in({name: label})) for name, label in saying.items()})
                 tick(index + 1, len(data))
-        ids = {name: sorted(found) for name, found in shown.items()}
-        write_json(file, {"hashes": hashes, "labels": labels, "shown": ids})
+        write_json(file, {"hashes": hashes, "labels": labels, "shown": shown})
     noted = read_json(file)
-    shown_ids = {name: frozenset[int](found) for name, found in noted["shown"].items()}
+    shown_ids = [{name: frozenset[int](ids) for name, ids in each.items()} for each in noted["shown"]]
     return Survey(digest=digest, hashes=noted["hashes"], labels=noted["labels"], shown=shown_ids)
 
 
@@ -129,7 +136,7 @@ def check_measurable(tests: Mapping[str, Survey], headline: str) -> None:
         UserError: no picture of a test says anything of the label that the headline is of.
     """
     for test, measured in tests.items():
-        if headline.split(" ")[0] not in measured.shown:
+        if not measured.says_anything(headline.split(" ")[0]):
             raise UserError(
                 f"no picture of `{test}` has anything to measure {headline!r} on; check the labels of `{test}`"
             )
@@ -139,7 +146,7 @@ def never_measured(tests: Mapping[str, Survey], headline: str, taxonomy: Taxonom
     """What to tell about classes that a headline is silent on, as no test picture shows them."""
     label = headline.split(" ")[0]
     for test, measured in tests.items():
-        shown = measured.shown[label]
+        shown = measured.classes(label=label)
         asked = zip(taxonomy.names, taxonomy.is_thing, strict=True)
         missing = [
             name for number, (name, thing) in enumerate(asked, start=1)
@@ -155,12 +162,22 @@ def also_real(surveys: Mapping[str, Survey]) -> frozenset[str]:
     return frozenset(name for name, pixels in surveys["pool"].hashes.items() if pixels in real)
 
 
-def never_shown(tests: Mapping[str, Survey], learned: Mapping[str, Survey], taxonomy: Taxonomy) -> Iterator[str]:
-    """What to tell about classes of the test pictures that those to learn from do not show."""
+def never_shown(
+    tests: Mapping[str, Survey], learned: Mapping[str, Survey], taxonomy: Taxonomy, counts: Mapping[str, int]
+) -> Iterator[str]:
+    """What to tell about classes of the test pictures that those to learn from do not show.
+
+    Args:
+        counts: the fewest first pictures of a dataset that are learned from; of others all are looked at.
+    """
     for (test, measured), (name, other) in product(tests.items(), learned.items()):
-        if missing := sorted(measured.classes - other.classes):
+        first = counts.get(name, len(other.shown))
+        if missing := sorted(measured.classes() - other.classes(first=first)):
             classes = ", ".join(taxonomy.names[number - 1] for number in missing)
-            yield f"`{name}` never shows {classes}, but `{test}` does: who learns from it alone cannot know them"
+            some, they = (f"`{name}` never shows", "it")
+            if first < len(other.shown):
+                some, they = (f"the first {first} of {len(other.shown)} pictures of `{name}` never show", "these")
+            yield f"{some} {classes}, but `{test}` does: who learns from {they} alone cannot know them"
 
 
 def check_classes_agree(test: AnnotatedImages, others: Mapping[str, AnnotatedImages], *, by: str = "test") -> None:

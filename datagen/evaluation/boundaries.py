@@ -14,7 +14,7 @@ BANDS_PX = (0, 1, 3, 7)
 
 class BoundaryErrors:
     """Generated pictures seldom keep edges exactly (FLEX-Seg, arXiv 2511.22948): errors far from any are another
-    matter than errors at one. Void pixels do not count."""
+    matter than errors at one. Void pixels do not count, and are no class that has a boundary."""
 
     def __init__(self) -> None:
         self._wrong = np.zeros(len(BANDS_PX), np.int64)
@@ -36,10 +36,13 @@ class BoundaryErrors:
 
 
 def distance_to_boundary(ids: UInt8[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:
-    """Pixels to the nearest one of another class, at least 1; infinite where there is one class only."""
+    """Pixels to the nearest one of another class, at least 1; infinite where there is one class only, and for void
+    pixels (id 0), which have no class."""
     found = np.full(ids.shape, np.inf, np.float32)
-    present = np.unique(ids)
+    void = ids == 0
+    present = np.unique(ids[~void])
     for value in present if len(present) > 1 else []:
         own = ids == value
-        found[own] = cv2.distanceTransform(own.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[own]
+        same = (own | void).astype(np.uint8)
+        found[own] = cv2.distanceTransform(same, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[own]
     return found

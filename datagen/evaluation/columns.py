@@ -10,6 +10,8 @@ from datagen.evaluation.evaluate_plan import Column, EvaluatePlan, real_slots
 from datagen.files import json_bytes
 from decoders.errors import UserError
 
+FORMAT = 1
+"""Of cells; raise it when what a student learns or how it is measured changes: what is kept is stale then."""
 _LEARNED = ("size", "views", "batch_size", "learning_rate", "warm_up", "decay", "ema", "threads")
 """Keys of the plan that decide every cell."""
 _TEACHING = "classes, where the own labels have some"
@@ -110,7 +112,7 @@ def key_of(
     """
     decisive: dict[str, Any] = asdict(cell)
     del decisive["column"]
-    decisive |= {"taught": cell.taught, "student": dict(student), "test": tests["test"].digest}
+    decisive |= {"format": FORMAT, "taught": cell.taught, "student": dict(student), "test": tests["test"].digest}
     if len(tests) > 1:
         decisive["tests"] = {name: each.digest for name, each in tests.items()}
     decisive |= plan.model_dump(mode="json", include=set(_LEARNED))

@@ -2,12 +2,12 @@
 
 <evaluation>/
   plan.yaml          the plan as it was understood
-  cells/<key>.json   what was measured, by all that decides it; <key>/ while it is in training
+  cells/<key>.json   what was measured and on which hardware, by all that decides it; <key>/ while it is in training
   surveys/           hashes of pictures, so that test pictures found elsewhere are refused, and what is labelled
   results.json  table.txt  plot.png
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from datagen.files import read_json, write_json
 from datagen.launchers import Launcher
 from datagen.launchers.local import Local
 from datagen.meter import console_of
+from datagen.model import hardware
 from decoders.errors import UserError
 from decoders.files import write_atomic
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 TABLE_FILE = "table.txt"
 PLOT_FILE = "plot.png"
+_DTYPE = "float32"
+"""Of every student."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +77,9 @@ def evaluate(
         launcher: knows the other processes; None when this one is alone.
 
     Raises:
-        UserError: a mistake in the plan or the data: other classes, a test picture that is learned from, a missing
-            label, a test without truth, too small a pool, or a student whose loss is not finite.
+        UserError: a mistake in the plan or the data: a size that the student cannot take, other classes, a test
+            picture that is learned from, a missing label, a test without truth, too small a pool, or a student whose
+            loss is not finite.
         KeyboardInterrupt: stopped by a signal, after the update at hand was saved.
     """
     checked = load_evaluate_plan(plan, overrides)
@@ -89,6 +93,7 @@ def evaluate(
         pools["pool"] = checked.pool.build()
     check_classes_agree(test, pools | {name: each for name, each in tests.items() if name != "test"})
     student = checked.student.build(taxonomy=test.taxonomy)
+    _check_size(checked, student.size_multiple)
     cells = list(cells_of(checked, **{name: len(data) for name, data in pools.items()}))
     if launcher.rank:
         launcher.barrier()  # what the first process finds is remembered
@@ -100,11 +105,12 @@ def evaluate(
         write_atomic(folder / "plan.yaml", _as_yaml(checked).encode())
         launcher.barrier()
     check_apart(measured, surveys)
-    used = {name for cell in cells for name, count in counts_of(cell).items() if count}
+    used = _smallest_counts(cells)
     check_labels({name: surveys[name] for name in surveys if name in used} | measured, student.labels)
     check_measurable(measured, student.headline)
     warnings = [*never_measured(measured, student.headline, test.taxonomy)]
-    warnings += never_shown(measured, surveys, test.taxonomy)
+    firsts = {name: count for name, count in used.items() if name != "pool"}  # of the pool it is not the first ones
+    warnings += never_shown(measured, surveys, test.taxonomy, firsts)
     repeated = also_real(surveys) if "pool" in surveys else frozenset[str]()
     if repeated:
         warnings.append(_without(repeated, len(pools["pool"]), max(cell.retrieved for cell in cells)))
@@ -120,6 +126,9 @@ def evaluate(
         from datagen.evaluation.study import Kept
         from datagen.evaluation.trial import Material
 
+        there = {read_json(_file(folder, key))["hardware"] for key in set(keys.values()).difference(missing)}
+        for warning in _mixed({*there, hardware(launcher.device, _DTYPE)}):
+            console.print(warning, markup=False)
         nearest = None
         if space is not None:
             from datagen.evaluation.retrieval import Retrieval
@@ -137,6 +146,38 @@ def evaluate(
     launcher.barrier()
     headlines = [figure_on(name, student.headline) for name in tests]
     return _summarise(folder, keys, headlines, warnings, write=launcher.rank == 0)
+
+
+def _check_size(plan: EvaluatePlan, multiple: int) -> None:
+    """
+    Raises:
+        UserError: the student cannot take views of that size.
+    """
+    fits = [max(1, (pixels + multiple // 2) // multiple) * multiple for pixels in plan.size]
+    if fits != list(plan.size):
+        raise UserError(
+            f"size: found {list(plan.size)}, but the student `{plan.student.kind}` takes heights and widths that are "
+            f"multiples of {multiple}; the nearest that fits is `size: {fits}`"
+        )
+
+
+def _smallest_counts(cells: Iterable[Cell]) -> dict[str, int]:
+    """Of each dataset that is learned from."""
+    counts: dict[str, int] = {}
+    for cell in cells:
+        for name, count in counts_of(cell).items():
+            if count:
+                counts[name] = min(count, counts.get(name, count))
+    return counts
+
+
+def _mixed(machines: Collection[str]) -> Iterator[str]:
+    """What to tell where cells of one table come from different hardware."""
+    if len(machines) > 1:
+        yield (
+            f"cells of this table come from different hardware ({'; '.join(sorted(machines))}), each of which rounds "
+            "in its own way: a difference between two of them is not that of their columns alone"
+        )
 
 
 def _without(repeated: Collection[str], pool: int, wanted: int) -> str:
@@ -176,7 +217,8 @@ def _measure(
             markup=False,
         )
         result = run(cell, plan, material, folder=folder / "cells" / key, console=console)
-        write_json(_file(folder, key), {"cell": asdict(cell), "measured": dict(result)})
+        made_on = hardware(launcher.device, _DTYPE)
+        write_json(_file(folder, key), {"cell": asdict(cell), "hardware": made_on, "measured": dict(result)})
 
 
 def _file(folder: Path, key: str) -> Path:
@@ -188,13 +230,17 @@ def _summarise(
 ) -> EvaluationSummary:
     from datagen.evaluation.report import plot, table
 
-    results = {cell: read_json(_file(folder, key))["measured"] for cell, key in keys.items()}
+    found = {cell: read_json(_file(folder, key)) for cell, key in keys.items()}
+    results = {cell: each["measured"] for cell, each in found.items()}
+    warnings = [*warnings, *_mixed({each["hardware"] for each in found.values()})]
     for headline in headlines:
         if not all(headline in result for result in results.values()):
             raise UserError(f"no test picture has anything to measure {headline!r} on; check the labels of the test")
     told = "\n".join([table(results, headlines), *(["", *warnings] if warnings else [])])
     if write:
-        write_json(folder / RESULTS_FILE, [asdict(cell) | {"measured": result} for cell, result in results.items()])
+        kept = ("hardware", "measured")
+        rows = [asdict(cell) | {name: each[name] for name in kept} for cell, each in found.items()]
+        write_json(folder / RESULTS_FILE, rows)
         write_atomic(folder / TABLE_FILE, f"{told}\n".encode())
         plot(results, headlines, folder / PLOT_FILE)
     return EvaluationSummary(folder=folder, table=told, results=results)

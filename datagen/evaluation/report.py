@@ -24,6 +24,13 @@ _INSTEAD: Mapping[Column, str] = {
 }
 """What the synthetic pictures of `both` and their labels are held against, beside real pictures alone."""
 
+_MORE_COUNTS: Mapping[bool, str] = {
+    True: "`curve_counts`",
+    False: "`real_counts` (of the column `real`), or in `curve_counts` where all columns have equal updates",
+}
+"""Where real pictures alone are asked for that are learned from for as long as a condition, by whether those of
+`curve_counts` are: these are learned from for as long as the mixed columns."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -142,18 +149,19 @@ def _gains(rows: Sequence[Row], headline: str) -> list[str]:
             if row.cell.column == "both" and other.cell.column in _INSTEAD and same:
                 gain = differences(row, other, headline)
                 told.append(f"{number} - {against}, {_INSTEAD[other.cell.column]}: {interval(gain, signed=True)}")
-    without: list[str] = []
+    as_long_as_curves = {row.cell.updates for row in rows if row.cell.column not in ("real", "synthetic")}
+    without: dict[bool, list[str]] = {}
     for number, row in enumerate(rows, start=1):
         curve = {other.cell.real: other for other in alone if other.cell.updates == row.cell.updates}
         if row.added and len(curve) > 1:
             worth = break_even(row, list(curve.values()), headline)
             told.append(f"{number} is worth {worth} real pictures, learned from for as long")
         elif row.added:
-            without.append(str(number))
-    if without:
+            without.setdefault(row.cell.updates in as_long_as_curves, []).append(str(number))
+    for curves_help, numbers in without.items():
         told.append(
-            f"{', '.join(without)}: no break-even count, which needs real pictures alone at two counts, learned from "
-            "for as long; name more in `curve_counts` (as long as mixed columns) or `real_counts`"
+            f"{', '.join(numbers)}: no break-even count, which needs real pictures alone at two counts, learned from "
+            f"for as long; name more in {_MORE_COUNTS[curves_help]}"
         )
     return ["", headline, *told] if told else []
 

@@ -20,6 +20,8 @@ from rich.console import Console
 from datagen.adaptation.loop import advance
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.datasets.pocket_scenes import PocketScenes
+from datagen.evaluation import columns as columns_of
+from datagen.evaluation import evaluate as evaluation
 from datagen.evaluation import trial
 from datagen.evaluation.apart import Survey, check_classes_agree, never_measured, never_shown
 from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
@@ -76,6 +78,7 @@ def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert {"semantic error/0-1 px", "semantic iou/road"} <= result.keys()
     cells = read_json(summary.folder / RESULTS_FILE)
     assert [cell["measured"] for cell in cells] == list(summary.results.values())
+    assert {cell["hardware"] for cell in cells} == {"cpu, float32"}
     assert read_image(summary.folder / PLOT_FILE).std() > 5
     assert "2 seeds: mean ± half of the 95 % interval over seeds, which vary the student alone" in summary.table
     assert "4 - 1, as many updates on real pictures alone: " in summary.table
@@ -91,6 +94,9 @@ def test_from_plan_to_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "one seed: no intervals" in fewer.table
     with pytest.raises(AssertionError, match="measured again"):
         evaluated(plan, "learning_rate=0.002")
+    monkeypatch.setattr(columns_of, "FORMAT", 0)
+    with pytest.raises(AssertionError, match="measured again"):
+        evaluated(plan)
 
 
 def test_columns_that_do_the_same_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,6 +110,20 @@ def test_columns_that_do_the_same_are_measured_once(tmp_path: Path, monkeypatch:
     summary = evaluated(write_plan(tmp_path / "plan.yaml", mixed_updates=2, columns=["real", "real_long"]))
     assert len(summary.results) == 8
     assert len(seen) == 4
+
+
+def test_cells_of_different_hardware_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(trial, "run", lambda *_, **__: {"semantic miou": 0.5})
+    plan = write_plan(tmp_path / "plan.yaml", columns=["real"], seeds=[0])
+    assert "hardware" not in evaluated(plan).table
+    monkeypatch.setattr(evaluation, "hardware", lambda *_: "some GPU, float32")
+    several = evaluate(plan, overrides=["seeds=[0,1]"])
+    told = "cells of this table come from different hardware (cpu, float32; some GPU, float32)"
+    assert told in " ".join(capsys.readouterr().err.split()), "before anybody learns"
+    assert told in several.table
+    assert told in (several.folder / TABLE_FILE).read_text()
 
 
 def test_an_interrupted_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -327,30 +347,56 @@ def test_what_a_test_lacks_is_told_before_anybody_learns(
 
 def test_classes_that_nobody_shows_are_told():
     def seen(*classes: int) -> Survey:
-        return Survey(digest="", hashes={}, labels={}, shown={"semantic": frozenset(classes), "depth": frozenset()})
+        shown = [{"semantic": frozenset({each}), "depth": frozenset[int]()} for each in classes]
+        return Survey(digest="", hashes={}, labels={}, shown=shown)
 
     taxonomy = Taxonomy(names=("sky", "road", "car"), is_thing=(False, False, True), colors=((0, 0, 0),) * 3)
     tests, learned = {"test": seen(1, 2)}, {"real": seen(1, 2), "synthetic": seen(2, 3)}
-    assert list(never_shown(tests, learned, taxonomy)) == [
+    assert list(never_shown(tests, learned, taxonomy, {"real": 2})) == [
         "`synthetic` never shows sky, but `test` does: who learns from it alone cannot know them"
     ]
+    (told,) = never_shown(tests, {"real": seen(1, 2)}, taxonomy, {"real": 1})
+    assert told.startswith(
+        "the first 1 of 2 pictures of `real` never show road, but `test` does: who learns from these"
+    )
     assert list(never_measured(tests, "semantic miou", taxonomy)) == [
         "no picture of `test` shows car: its semantic miou says nothing of these classes"
     ]
     assert not list(never_measured(tests, "depth absrel", taxonomy))
-    objects = {"test": replace(tests["test"], shown={"instances": frozenset({3})})}
+    objects = {"test": replace(tests["test"], shown=[{"instances": frozenset({3})}])}
     assert not list(never_measured(objects, "instances ap", taxonomy)), "sky cannot be counted"
+
+
+def test_the_fewest_pictures_that_are_learned_from_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trial, "run", lambda *_, **__: {"semantic miou": 0.5})
+    chosen = {"columns": ["real", "synthetic"], "real_counts": [4, 1], "synthetic_counts": [3]}
+    told = evaluated(write_plan(tmp_path / "plan.yaml", **chosen)).table
+    assert "the first 1 of 4 pictures of `real` never show" in told
+    assert "pictures of `synthetic` never show" not in told
+    assert "pictures of `synthetic` never show" in evaluated(tmp_path / "plan.yaml", "synthetic_counts=[1]").table
+
+
+def test_a_size_that_the_student_cannot_take_is_told_before_pictures_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluation, "survey", lambda *_, **__: pytest.fail("pictures were looked at"))
+    message = r"size: found \[100, 32\], but the student `segmenter` .* multiples of 32; .* is `size: \[96, 32\]`"
+    with pytest.raises(UserError, match=message):
+        evaluated(write_plan(tmp_path / "plan.yaml", size=[100, 32]))
 
 
 def test_the_config_to_copy_is_sound():
     plan = load_evaluate_plan(Path(__file__).parents[2] / "configs/evaluate.yaml")
     assert plan.test.values()["split"] == "test"
     assert plan.real.values()["split"] == "few_shot"
-    assert plan.mixed_updates is not None
-    assert plan.mixed_updates > plan.updates, "what real_long is there for"
+    assert plan.mixed_updates is None, "more training must not pass for better data"
     assert plan.real_counts == (load_fit_plan(Path("configs/pocket_reader.yaml")).data.values()["count"],)
     cells = list(cells_of(plan, real=plan.real.values()["count"], synthetic=1))
-    assert {cell.real for cell in cells if cell.column == "real_long"} == {50, 100, 200, 400}, "a curve"
+    assert {cell.real for cell in cells if cell.column == "real"} == {50, 100, 200, 400}, "a curve"
+    told = table({cell: {"miou": cell.real / 1000 + cell.synthetic / 20} for cell in cells}, ["miou"])
+    assert "no break-even" not in told
+    for number, column in enumerate(plan.columns, start=1):
+        assert (f"{number} is worth " in told) == (column != "real")
 
 
 @st.composite
@@ -362,10 +408,11 @@ def label_maps(draw: st.DrawFn) -> UInt8[np.ndarray, "height width"]:
 
 @given(label_maps())
 def test_distance_to_the_nearest_boundary(ids: UInt8[np.ndarray, "height width"]):
-    """Against the definition: the way to the nearest pixel of another class."""
+    """Against the definition: the way to the nearest pixel of another class; void is none."""
     places = np.argwhere(np.ones(ids.shape, bool))
     ways = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=-1))
-    ways[ids.ravel()[:, None] == ids.ravel()[None]] = np.inf
+    one, other = ids.ravel()[:, None], ids.ravel()[None]
+    ways[(one == other) | (one == 0) | (other == 0)] = np.inf
     np.testing.assert_allclose(distance_to_boundary(ids), ways.min(axis=1).reshape(ids.shape), atol=1e-3)
 
 
@@ -382,6 +429,15 @@ def test_errors_are_counted_by_their_distance():
     assert found["error/0-1 px"] == pytest.approx(3 / 6)
     assert found["error/1-3 px"] == found["error/3-7 px"] == 0
     assert found["error/over 7 px"] == pytest.approx(15 / 78)
+
+
+def test_the_edge_of_what_is_void_is_no_boundary():
+    truth = np.ones((3, 40), np.uint8)
+    truth[:, 20:] = 0
+    answer = np.full_like(truth, 2)
+    errors = BoundaryErrors()
+    errors.add({"semantic": semantic_map(answer)}, {"semantic": semantic_map(truth)})
+    assert errors.result() == {"error/over 7 px": 1.0}
 
 
 def row(column: Column, real: int, values: list[float], synthetic: int = 0) -> Row:
@@ -427,6 +483,25 @@ def test_synthetic_pictures_are_held_against_others_in_their_place():
     assert "1 - 2, the same pictures with labels of a teacher: +0.100" in told
     assert "1 - 3, as many retrieved pictures in their place: +0.200" in told
     assert not any(wrong in told for wrong in ("1 - 4", "5 - ")), "of other updates, of other real pictures"
+
+
+def test_a_break_even_count_that_is_missing_is_told_with_its_remedy():
+    conditions: list[tuple[Column, int, int, int]] = [
+        ("real", 2, 0, 1),
+        ("synthetic", 0, 3, 1),
+        ("both", 2, 3, 2),
+        ("real_long", 2, 0, 2),
+    ]
+    cells = [
+        Cell(column=column, real=real, synthetic=synthetic, updates=updates, seed=0)
+        for column, real, synthetic, updates in conditions
+    ]
+    told = table({cell: {"miou": 0.5} for cell in cells}, ["miou"]).splitlines()
+    remedies = {line[0]: line.partition("name more in ")[2] for line in told if "no break-even" in line}
+    assert remedies == {
+        "2": "`real_counts` (of the column `real`), or in `curve_counts` where all columns have equal updates",
+        "3": "`curve_counts`",
+    }
 
 
 def test_a_figure_that_some_cells_lack_is_left_out_of_those():
