@@ -87,7 +87,16 @@ class RelativeDepth(Task[Tensor]):
         return torch.stack(losses).sum() / max(1, len(losses) - 1) + self.validity * missing / known.sum().clamp_min(1)
 
     def merge(self, looks: Sequence[Float[Tensor, "batch 3 height width"]]) -> Tensor:
-        return mean_depth(looks)
+        """Looks are brought to the scale and shift of the loss first: in that unit the spread is said."""
+        return mean_depth([torch.stack([self._normalised(picture) for picture in look]) for look in looks])
+
+    def _normalised(self, output: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+        """One picture with median 0 and mean absolute deviation 1 where it says a depth, or everywhere if nowhere."""
+        inverse, log_spread, logit = output
+        seen = inverse[logit >= 0] if self.validity and bool((logit >= 0).any()) else inverse
+        middle = seen.median()
+        deviation = (seen - middle).abs().mean().clamp_min(1e-6)
+        return torch.stack([(inverse - middle) / deviation, log_spread, logit])
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch 3 height width"], size: Size) -> list[Label]:

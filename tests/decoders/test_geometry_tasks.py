@@ -59,6 +59,33 @@ def test_what_is_read_is_right_up_to_scale_and_shift():
     assert score.merit == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize(("sky", "validity"), [(0, 0.25), (3, 0.25), (0, 0.0)])
+def test_what_looks_disagree_on_is_measured_in_the_unit_of_the_spread(sky: int, validity: float):
+    """Which is free of the scale and the shift that the head happened to learn."""
+    task = RelativeDepth(trunk(), TAXONOMY, validity=validity)
+    looks = [output_of(5 / METERS), output_of(4 / METERS[::-1].copy())]
+    scaled = [look.clone() for look in looks]
+    for one in (*looks, *scaled):
+        one[:, 2] = 9 if validity else -9  # where it was never learned, it counts for nothing
+        one[:, 2, :sky] = -9
+    for one in scaled:
+        one[:, 0] = 10 * one[:, 0] + 7
+        one[:, 0, :sky] = 1000
+    alone, found, other = (task.read(each, (12, 16))[0] for each in (looks[0], task.merge(looks), task.merge(scaled)))
+    assert isinstance(alone, DenseMap)
+    assert isinstance(found, DenseMap)
+    assert isinstance(other, DenseMap)
+    np.testing.assert_allclose(other.confidence, found.confidence, atol=1e-4)
+    np.testing.assert_allclose(other.values, found.values, atol=1e-4)
+    assert found.confidence[sky:].mean() < alone.confidence[sky:].mean() - 0.1
+
+
+def test_looks_that_find_no_depth_anywhere_are_merged_all_the_same():
+    nowhere = output_of(5 / METERS)
+    nowhere[:, 2] = -9
+    assert RelativeDepth(trunk(), TAXONOMY).merge([nowhere, nowhere]).isfinite().all()
+
+
 def test_silence_and_inversion_are_not_rewarded():
     def merit(*found: DenseMap) -> float:
         score = RelativeDepthScore()
