@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from decoders.cache import CachePlan, FitProgress, OnProgress, cache_views, learnable, log_progress, plan_cache
+from decoders.cache import (
+    CachedView,
+    CachePlan,
+    FitProgress,
+    OnProgress,
+    cache_views,
+    learnable,
+    log_progress,
+    plan_cache,
+)
 from decoders.decoder import PDecoder, Trunk
 from decoders.errors import UserError
 from decoders.features import FeatureSpec, Perceiver
@@ -104,6 +113,9 @@ def fit(
         plan = replace(plan, views=peers.agree(plan.views))  # rank 0 has the largest share
         on_progress(FitProgress(stage="perceive", done=0, total=plan.total, message=_announce(plan, settings)))
         fit_views, held_views = cache_views(perceiver, annotated, modules, plan, settings, on_progress, looks=looks)
+        lost = _held_out_alone(fit_views, held_views, taxonomy, peers)
+        if lost and peers.rank == 0:
+            on_progress(FitProgress(stage="perceive", done=plan.total, total=plan.total, message=_warn_of(lost)))
         decoder.trunk.calibrate((view.features for view in fit_views), peers)
         for name, task in modules.items():
             task.calibrate(peers.everyone(view.targets[name] for view in fit_views))
@@ -221,6 +233,23 @@ def _announce(plan: CachePlan, settings: FitSettings) -> str:
     if not plan.held_out:
         text += "; no picture is held out, so the last weights are kept"
     return text
+
+
+def _held_out_alone(
+    fitted: Sequence[CachedView], held_out: Sequence[CachedView], taxonomy: Taxonomy, peers: Peers
+) -> list[str]:
+    """Names of the classes that held-out views show, and no view that any process learns from."""
+    mine = frozenset[int]().union(*(view.classes for view in fitted))
+    learned = frozenset[int]().union(*peers.everyone([mine]))
+    held = frozenset[int]().union(*(view.classes for view in held_out))
+    return [taxonomy.names[semantic_id - 1] for semantic_id in sorted(held - learned)]
+
+
+def _warn_of(lost: Sequence[str]) -> str:
+    return (
+        f"warning: every example of {', '.join(lost)} was held out of the fit, so that a reader cannot learn them; "
+        "choose another fit.seed, a smaller fit.holdout or 0, or annotate more pictures of them"
+    )
 
 
 @contextmanager

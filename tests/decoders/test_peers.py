@@ -1,16 +1,19 @@
 """Two processes fit one decoder: the same weights in both, from statistics of all pictures."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import get_context
 
 from decoders.errors import UserError
+from decoders.labels import semantic_map
 from decoders.peers import ALONE, Alone, Group, Peers, average_gradients
 from decoders.settings import DecoderSettings, FitSettings
-from decoders.training import FitReport, fit
+from decoders.training import FitReport, fit, split
 from tests.decoders.toy_perceiver import ToyPerceiver
 from tests.decoders.toy_world import TAXONOMY, toy_pictures
 
@@ -35,11 +38,42 @@ def _fit(
     return decoder.state_dict(), report
 
 
+def _warnings(peers: Peers, *, shown_by: Sequence[int]) -> list[str]:
+    """Of a fit on six pictures, of which these alone show the class ball."""
+    sky = np.ones((48, 64), np.uint8)
+    ball = np.where(np.arange(64) < 32, np.uint8(3), sky)
+    pictures = [
+        replace(picture, labels={"semantic": semantic_map(ball if number in shown_by else sky)})
+        for number, picture in enumerate(toy_pictures(6))
+    ]
+    told: list[str] = []
+    fit(
+        ToyPerceiver(classes=3),
+        pictures,
+        TAXONOMY,
+        {"semantic": {}},
+        replace(SETTINGS, updates=1, evaluations=1),
+        decoder_settings=DecoderSettings(width=32, fine_width=8),
+        peers=peers,
+        on_progress=lambda progress: told.append(progress.message),
+    )
+    return [message for message in told if message.startswith("warning")]
+
+
 def _process(rank: int, folder: Path, settings: FitSettings) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=COUNT)
     try:
-        weights, report = _fit(Group("cpu"), settings, folder / "state.safetensors")
-        torch.save({"weights": weights, "fitted": report.fitted, "merit": report.points[-1].merit}, folder / str(rank))
+        peers = Group("cpu")
+        weights, report = _fit(peers, settings, folder / "state.safetensors")
+        fitted, (held,) = split(6, holdout=settings.holdout, seed=settings.seed)
+        told = {
+            "weights": weights,
+            "fitted": report.fitted,
+            "merit": report.points[-1].merit,
+            "lost": _warnings(peers, shown_by=[held]),
+            "kept": [_warnings(peers, shown_by=[held, one]) for one in fitted[:COUNT]],  # one of each process
+        }
+        torch.save(told, folder / str(rank))
     finally:
         torch.distributed.destroy_process_group()
 
@@ -72,6 +106,13 @@ def test_it_is_as_good_as_one_process_alone_and_knows_all_pictures(together: Pat
             torch.testing.assert_close(found["weights"][name], tensor, atol=1e-4, rtol=1e-4)
     assert report.points[-1].merit is not None
     assert found["merit"] > report.points[-1].merit - 0.1
+
+
+def test_a_class_that_no_process_learns_is_told_once(together: Path):
+    first, second = (torch.load(together / str(rank), weights_only=True) for rank in range(COUNT))
+    assert [message.split(" was held out")[0] for message in first["lost"]] == ["warning: every example of ball"]
+    assert second["lost"] == []
+    assert first["kept"] == second["kept"] == [[], []]
 
 
 class Twice(Alone):

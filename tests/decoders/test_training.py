@@ -214,6 +214,22 @@ def test_split(count: int, holdout: float, held: int):
     assert split(count, holdout=holdout, seed=3) == (fitted, held_out)
 
 
+@pytest.mark.parametrize("only", [True, False])
+def test_a_class_that_is_held_out_altogether_is_told(only: bool):
+    _, (held,) = split(5, holdout=0.2, seed=0)
+    common = np.ones((48, 64), np.uint8)
+    rare = np.where(np.arange(64) < 32, np.uint8(3), common)
+    pictures = [
+        replace(picture, labels={"semantic": semantic_map(common if only and index != held else rare)})
+        for index, picture in enumerate(toy_pictures(5))
+    ]
+    _, _, seen = _fit(pictures, replace(QUICK, updates=1, evaluations=1))
+    warnings = [progress.message for progress in seen if progress.message.startswith("warning")]
+    remedy = "choose another fit.seed, a smaller fit.holdout or 0, or annotate more pictures of them"
+    found = f"warning: every example of ball was held out of the fit, so that a reader cannot learn them; {remedy}"
+    assert warnings == ([found] if only else [])
+
+
 def test_patience_stops_a_fit_that_gets_no_better():
     # Sky everywhere is learned at once; a merit of 1.0 cannot be beaten.
     plain = [
