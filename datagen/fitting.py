@@ -52,15 +52,16 @@ class FitSummary:
     held_out_scores: Scores
     """Of that step on those pictures, at the size of the fit; empty with a validation set."""
     calibration: Mapping[str, tuple[float, float]]
-    """Task -> expected calibration error on the pictures held out of the fit, before and after tuning; not of a reader
-    that was there."""
+    """Task -> expected calibration error on the pictures held out of the fit, before and after tuning (each half of
+    them as tuned on the other, unless there is one alone); not of a reader that was there."""
 
     def __str__(self) -> str:
         lines = [f"reader: {self.reader}" + (" (fitted before, kept)" if self.was_there else "")]
         lines += _table(self.scores, f"on {self.pictures} pictures it never saw")
         lines += _table(self.held_out_scores, f"on {self.held_out} pictures held out of the fit, which chose the step")
+        where = "each half of the pictures held out by the other" if self.held_out > 1 else "by the one picture itself"
         lines += [
-            f"{task}: calibration error {before:.3f}, {after:.3f} after tuning, on the pictures held out"
+            f"{task}: calibration error {before:.3f}, {after:.3f} after tuning {where}"
             for task, (before, after) in self.calibration.items()
         ]
         return "\n".join(lines)

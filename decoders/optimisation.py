@@ -212,7 +212,8 @@ class Calibration:
     ece_before: float
     """Expected calibration error (0..1) as the head came from the fit."""
     ece_after: float
-    """The same after tuning."""
+    """The same after tuning, of each half of the pictures as tuned on the other half; as before where tuning was left
+    out; of a single picture, which has no other half, as tuned on itself."""
     thresholds: tuple[float, ...]
     """The confidence that the surest 0 %, 5 %, ... 100 % of the answers reach."""
 
@@ -228,32 +229,39 @@ def tune_confidence(
     if not held_out:
         return {}
     device = held_out[0].device
-    before = _score(decoder, tasks, held_out, device)
+    before = _errors(_score(decoder, tasks, held_out, device))
+    # Few pictures can teach a factor that is wrong for all others. One alone is believed: there is nothing to ask.
+    asked = before if len(held_out) > 1 else {}
+    crossed = {name: _cross_tuned_error(decoder, tasks, name, held_out) for name in asked}
     for name, task in tasks.items():
-        if _tuning_helps(decoder, tasks, name, held_out, before[name]):
+        if name not in crossed or crossed[name] < before[name]:
             task.tune_confidence(_pairs(decoder, tasks, name, held_out, device))
     found: dict[str, Calibration] = {}
     for name, score in _score(decoder, tasks, held_out, device).items():
-        after, untuned = score.reliability, before[name].reliability
-        if after is not None and untuned is not None:
+        after = score.reliability
+        if after is not None:
             found[name] = Calibration(
-                ece_before=untuned.expected_calibration_error,
-                ece_after=after.expected_calibration_error,
+                ece_before=before[name],
+                ece_after=min(crossed[name], before[name]) if name in crossed else after.expected_calibration_error,
                 thresholds=tuple(after.threshold_at(step / 20) for step in range(21)),
             )
     return found
 
 
-def _tuning_helps(
-    decoder: PDecoder, tasks: Mapping[str, Task], name: str, held_out: Sequence[CachedView], untuned: Score
-) -> bool:
-    """Whether confidences tuned on either half are truer of the other half than untuned ones; the task stays as it is.
+def _errors(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Expected calibration errors, of the tasks whose answers can be right or wrong."""
+    return {
+        name: score.reliability.expected_calibration_error
+        for name, score in scores.items()
+        if score.reliability is not None
+    }
 
-    Few pictures can teach a factor that is wrong for all others. One alone is believed: there is nothing to ask.
-    """
+
+def _cross_tuned_error(
+    decoder: PDecoder, tasks: Mapping[str, Task], name: str, held_out: Sequence[CachedView]
+) -> float:
+    """Expected calibration error of each half of the pictures, as tuned on the other one; the task stays as it is."""
     halves = held_out[::2], held_out[1::2]
-    if untuned.reliability is None or not halves[1]:
-        return True
     task, device = tasks[name], held_out[0].device
     before = {key: buffer.clone() for key, buffer in task.named_buffers()}
     crossed = {name: task.score()}
@@ -262,9 +270,7 @@ def _tuning_helps(
         _add(crossed, decoder, tasks, other, device)
         for key, buffer in task.named_buffers():
             buffer.copy_(before[key])
-    tuned = crossed[name].reliability
-    assert tuned is not None, "the same kind of score as that of the untuned"
-    return tuned.expected_calibration_error < untuned.reliability.expected_calibration_error
+    return _errors(crossed)[name]
 
 
 @torch.no_grad()

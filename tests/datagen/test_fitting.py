@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,10 @@ def test_a_fit_is_measured_saved_and_can_be_opened(plan: Path, reader: FitSummar
     assert "on 3 pictures it never saw" in str(reader)
     assert not reader.held_out_scores
     assert reader.calibration.keys() == {"semantic"}
-    assert "after tuning, on the pictures held out" in str(reader)
+    assert "after tuning by the one picture itself" in str(reader)
+    many = replace(reader, held_out=2, calibration={"semantic": (0.04, 0.01)})
+    told = "semantic: calibration error 0.040, 0.010 after tuning each half of the pictures held out by the other"
+    assert told in str(many)
     manifest = ReaderManifest.read(reader.reader)
     assert manifest.taxonomy.phrases == ("a road", "car", "sky")
     assert manifest.taxonomy.category_ids == (1, 2, 3)  # the files' ids 0, 1, 2, each one higher

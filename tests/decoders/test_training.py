@@ -19,7 +19,7 @@ from decoders.decoder import PDecoder, Trunk, TrunkFeatures
 from decoders.errors import UserError
 from decoders.features import FeatureBundle, FeatureSpec, Perceiver
 from decoders.labels import AnnotatedImage, Label, categorical, semantic_map
-from decoders.optimisation import repeat_factors, tune_confidence
+from decoders.optimisation import Calibration, repeat_factors, tune_confidence
 from decoders.reader import fit_reader
 from decoders.settings import DecoderSettings, FitSettings
 from decoders.tasks import Score, Task
@@ -414,10 +414,8 @@ class Counting(Task[torch.Tensor]):
         return SemanticScore(TAXONOMY)
 
 
-@pytest.mark.parametrize(("ids", "chance"), [([1, 1, 1, 1], 1.0), ([1, 2, 1, 2], 0.6), ([2], 0.0)])
-def test_a_tuning_that_does_not_carry_over_is_left_out(ids: list[int], chance: float):
-    """Held-out pictures are dealt to two halves: what one teaches must be true of the other."""
-    task = Counting()
+def tuned(task: Counting, ids: Sequence[int]) -> Calibration:
+    """Of held-out pictures that show one class each."""
     spec = FeatureSpec(model_digest="x", strides=(4,), channels=(4,), attention_maps=(0,), settings={})
     views = [
         CachedView(
@@ -436,6 +434,24 @@ def test_a_tuning_that_does_not_carry_over_is_left_out(ids: list[int], chance: f
         for number, truth in enumerate(ids)
     ]
     decoder = PDecoder(Trunk(spec, DecoderSettings(width=8, fine_width=8)), {"it": task})
-    found = tune_confidence(decoder, {"it": task}, views)["it"]
+    return tune_confidence(decoder, {"it": task}, views)["it"]
+
+
+@pytest.mark.parametrize(("ids", "chance"), [([1, 1, 1, 1], 1.0), ([1, 2, 1, 2], 0.6), ([2], 0.0)])
+def test_a_tuning_that_does_not_carry_over_is_left_out(ids: list[int], chance: float):
+    """Held-out pictures are dealt to two halves: what one teaches must be true of the other."""
+    task = Counting()
+    found = tuned(task, ids)
     assert float(task.chance) == pytest.approx(chance)
     assert found.ece_after <= found.ece_before
+
+
+@pytest.mark.parametrize(
+    ("ids", "before", "after"),
+    [([1, 1, 1, 1, 1, 1, 1, 2], 0.275, 0.25), ([1, 1, 1, 1], 0.4, 0.0), ([1, 2, 1, 2], 0.1, 0.1), ([2], 0.6, 0.0)],
+)
+def test_what_tuning_brought_is_measured_on_the_half_that_did_not_teach_it(ids: list[int], before: float, after: float):
+    """A half without a mistake teaches 1 where three in four are right, and the other way round."""
+    found = tuned(Counting(), ids)
+    assert found.ece_before == pytest.approx(before, abs=1e-6)
+    assert found.ece_after == pytest.approx(after, abs=1e-6)
