@@ -77,7 +77,7 @@ class Inspection:
         seen: set[int] = set()
         for name, label in sorted(picture.labels.items()):
             if isinstance(label, InstanceSet):
-                marked |= self._objects(picture.name, label, seen)
+                marked |= self._objects(picture, label, seen)
             elif label.storage.unit == CATEGORY:
                 marked |= self._map(label, seen)
             elif label.storage.unit == METRIC_DEPTH_STORAGE.unit:
@@ -89,7 +89,7 @@ class Inspection:
         if not marked:
             self.empty.append(picture.name)
 
-    def _objects(self, name: str, label: InstanceSet, seen: set[int]) -> bool:
+    def _objects(self, picture: AnnotatedImage, label: InstanceSet, seen: set[int]) -> bool:
         single = np.flatnonzero(~label.is_crowd)
         for semantic_id in label.category_ids[single].tolist():
             self.classes[semantic_id - 1].objects += 1
@@ -99,8 +99,10 @@ class Inspection:
         self.most_objects = max(self.most_objects, len(single))
         if overlap := _largest_overlap(label.masks[single]):
             first, second, pixels = overlap
-            named = [f"{n + 1} {self.taxonomy.names[int(label.category_ids[n]) - 1]}" for n in single[[first, second]]]
-            self.overlapping.append(f"{name} (objects {' and '.join(named)} share {pixels} pixels)")
+            called = picture.object_names or [f"object {number}" for number in range(1, len(label.masks) + 1)]
+            kinds = [self.taxonomy.names[semantic_id - 1] for semantic_id in label.category_ids.tolist()]
+            named = " and ".join(f"{called[index]} {kinds[index]}" for index in single[[first, second]].tolist())
+            self.overlapping.append(f"{picture.name} ({named} share {pixels} pixels)")
         return bool(len(label.masks))
 
     def _map(self, label: DenseMap, seen: set[int]) -> bool:

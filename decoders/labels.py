@@ -257,6 +257,8 @@ class AnnotatedImage:
     """File name without folder or suffix, unique in its dataset."""
     image: UInt8[np.ndarray, "height width 3"]
     labels: LabelSet = field(default_factory=dict[str, Label])
+    object_names: tuple[str, ...] = ()
+    """What the files call each object of the label `instances`; empty where they are only numbered."""
     empty_objects: tuple[str, ...] = ()
     """What the files call objects that have no pixel in the picture; no label holds them."""
 

@@ -205,12 +205,11 @@ def pictures_by_name(pictures: Iterable[Picture], json: Path) -> dict[str, Pictu
     return found
 
 
-def with_pixels(objects: InstanceSet, called: Sequence[str]) -> tuple[InstanceSet, tuple[str, ...]]:
-    """The objects that cover a pixel, and what the others are called."""
+def with_pixels(objects: InstanceSet, called: Sequence[str]) -> tuple[InstanceSet, tuple[str, ...], tuple[str, ...]]:
+    """The objects that cover a pixel, what these are called, and what the others are."""
     covers = np.asarray(objects.masks.any(axis=(1, 2)))
-    if covers.all():
-        return objects, ()
-    return objects.only(covers), tuple(called[index] for index in np.flatnonzero(~covers).tolist())
+    names, empty = (tuple(called[index] for index in np.flatnonzero(chosen).tolist()) for chosen in (covers, ~covers))
+    return objects if covers.all() else objects.only(covers), names, empty
 
 
 def first_few(entries: Sequence[str]) -> str:

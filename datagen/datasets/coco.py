@@ -176,15 +176,15 @@ class Coco(AnnotatedImages):
             labels[task] = replace(unpack_map(steps, about.storage), repairs=picture.repairs(task))
         for task in [task for task in labels if confidence_name(task) in labels]:
             labels[task] = _with_confidence(labels[task], labels.pop(confidence_name(task)))
-        objects, empty = self._instances(picture)
+        objects, called, empty = self._instances(picture)
         if self._has_objects:
             labels["instances"] = objects
         if "semantic" not in labels and self._says_classes:
             labels["semantic"] = semantic_map(objects.painted(self._unmarked))
-        return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)
+        return AnnotatedImage(name=name, image=image, labels=labels, object_names=called, empty_objects=empty)
 
-    def _instances(self, picture: Picture) -> tuple[InstanceSet, tuple[str, ...]]:
-        """Its objects, and what those without a pixel are called."""
+    def _instances(self, picture: Picture) -> tuple[InstanceSet, tuple[str, ...], tuple[str, ...]]:
+        """Its objects, what they are called, and what those without a pixel are."""
         annotations = self._annotations[picture.id]
         try:
             masks = [

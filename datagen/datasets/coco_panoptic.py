@@ -110,6 +110,6 @@ class CocoPanoptic(AnnotatedImages):
             scores=[segment.score for segment, _ in things],
             is_crowd=[bool(segment.iscrowd) for segment, _ in things],
         )
-        objects, empty = with_pixels(found, [f"segment {segment.id}" for segment, _ in things])
+        objects, called, empty = with_pixels(found, [f"segment {segment.id}" for segment, _ in things])
         labels = {"semantic": semantic_map(semantic), "instances": objects}
-        return AnnotatedImage(name=name, image=image, labels=labels, empty_objects=empty)
+        return AnnotatedImage(name=name, image=image, labels=labels, object_names=called, empty_objects=empty)

@@ -433,6 +433,7 @@ class TestCocoPanoptic:
         found = picture.labels["instances"]
         assert isinstance(found, InstanceSet)
         assert found.masks.sum(axis=(1, 2)).tolist() == [3, 2]
+        assert picture.object_names == ("segment 700", "segment 3")
         assert picture.empty_objects == ("segment 4",)
 
     def test_contradictions_are_told(self, tmp_path: Path):
@@ -624,6 +625,7 @@ class TestCoco:
         assert found.category_ids.tolist() == [2]
         assert found.keypoints_px is not None
         assert found.keypoints_px.shape == (1, 3, 3)
+        assert picture.object_names == ("annotation 2",)
         assert picture.empty_objects == ("annotation 1", "annotation 3")
 
     @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco as CocoExporter
 from datagen.inspection import ClassCount, Inspection, inspect, inspect_sources, oddities
+from datagen.instances import encode_mask
 from datagen.pocket.truth import write_scenes
 from datagen.validation import validate
 from decoders.errors import UserError
@@ -91,7 +92,8 @@ def test_what_is_odd_is_named_with_its_remedy():
     assert "no example of ground, ghost: a reader cannot learn them; annotate one" in warnings
     assert "nothing is annotated in empty; nowhere: leave them out" in warnings
     assert (
-        "objects overlap in crossing (objects 1 ball and 3 ball share 40 pixels): the smaller one is taken" in warnings
+        "objects overlap in crossing (object 1 ball and object 3 ball share 40 pixels): the smaller one is taken"
+        in warnings
     )
     assert "far (depth): half of it nearer than 200.00 m; nowhere (depth): no valid pixel: check the unit" in warnings
 
@@ -166,6 +168,19 @@ def test_what_a_coco_file_says_of_no_picture_or_no_pixel_is_told(tmp_path: Path)
     assert "annotation 14 of image id 99 and 2 more; add their pictures to `images`, or remove them" in warnings
     assert "1 objects have no pixel in their picture and are left out: annotation 2 of ü 1; correct or" in warnings
     assert oddities(Coco(root=root)) == list(found.warnings())
+
+
+def test_objects_that_overlap_are_named_as_in_their_file(tmp_path: Path):
+    outside = [[20.0, 20.0, 30.0, 20.0, 30.0, 30.0]]
+    annotations = [
+        coco_annotation(17, 3, outside),
+        coco_annotation(4711, 40, RING),
+        coco_annotation(5, 3, encode_mask(np.ones((6, 10), bool)), iscrowd=1),
+        coco_annotation(12, 3, encode_mask(np.ones((6, 10), bool))),
+    ]
+    warnings = "\n".join(inspect(Coco(root=write_coco(tmp_path, annotations)), console=QUIET).warnings())
+    assert "objects overlap in ü 1 (annotation 4711 cat and annotation 12 dog share " in warnings
+    assert "left out: annotation 17 of ü 1; correct" in warnings
 
 
 def test_something_else_is_refused(tmp_path: Path):
