@@ -24,6 +24,8 @@ _SPARSE = 0.5
 """Depth of fewer pixels than that is a sensor's, with gaps, and no sky."""
 _PLAUSIBLE_M = (0.3, 150.0)
 """Between these, in metres, lies the median depth of pictures that people take."""
+_MILLIMETRE = 0.001
+"""In metres; the other step that depth files often have."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,8 @@ class Inspection:
     taxonomy: Taxonomy
     of_files: Sequence[str] = ()
     """Warnings that need no picture."""
+    assumed_depth_scale: float | None = None
+    """Metres per step of the depth files, where nobody said it."""
     pictures: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     """(height, width) -> pictures."""
@@ -149,6 +153,13 @@ class Inspection:
         ):
             if pictures:
                 yield what.format(first_few(pictures))
+        if self.depths_m and self.assumed_depth_scale is not None:
+            steps = self._middle_m / self.assumed_depth_scale
+            yield (
+                f"depth files are taken as 1/{1 / self.assumed_depth_scale:g} m a step, so that half of it is nearer "
+                f"than {self._middle_m:.2f} m; were they millimetres, it would be {steps * _MILLIMETRE:.2f} m: say "
+                "`depth_scale` (metres per step)"
+            )
         if self.without_pixels:
             yield (
                 f"{len(self.without_pixels)} objects have no pixel in their picture and are left out: "
@@ -163,6 +174,11 @@ class Inspection:
     @property
     def _shows_classes(self) -> bool:
         return bool(self.labels.keys() & {"semantic", "instances"})
+
+    @property
+    def _middle_m(self) -> float:
+        """Half of the pictures have their middle depth nearer than that."""
+        return float(np.median([middle for _, middle, _ in self.depths_m]))
 
     @property
     def _measured(self) -> float:
@@ -188,9 +204,9 @@ class Inspection:
             skeleton = self.taxonomy.skeleton
             lines.append(f"keypoints: {len(skeleton.points)} of each {skeleton.class_name}, on {self.pointed} of them")
         if self.depths_m:
-            low, middle, high = (np.array(column) for column in zip(*self.depths_m, strict=True))
+            low, high = min(low for low, _, _ in self.depths_m), max(high for _, _, high in self.depths_m)
             lines.append(
-                f"depth: {low.min():.2f} to {high.max():.2f} m, half nearer than {np.median(middle):.2f} m, known of "
+                f"depth: {low:.2f} to {high:.2f} m, half nearer than {self._middle_m:.2f} m, known of "
                 f"{self._measured:.1%} of the pixels"
             )
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings())])
@@ -224,7 +240,10 @@ def inspect(data: AnnotatedImages, *, console: Console | None = None) -> Inspect
         UserError: a picture or label is missing, damaged or contradicts another; names the file.
     """
     found = Inspection(
-        taxonomy=data.taxonomy, of_files=data.warnings, classes=[ClassCount() for _ in data.taxonomy.names]
+        taxonomy=data.taxonomy,
+        of_files=data.warnings,
+        assumed_depth_scale=data.assumed_depth_scale,
+        classes=[ClassCount() for _ in data.taxonomy.names],
     )
     with meter("inspect", console=console) as tick:
         for picture in Counted(data, tick):

@@ -41,6 +41,8 @@ class AnnotatedImages(Sequence[AnnotatedImage], ABC):
     """Of the chosen pictures, in order."""
     warnings: Sequence[str] = ()
     """What is odd about the files as a whole, each with what to do."""
+    assumed_depth_scale: float | None = None
+    """Metres per step of the depth files, where nobody said it; None where it is known."""
 
     @abstractmethod
     def load(self, name: str) -> AnnotatedImage:

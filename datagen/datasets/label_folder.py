@@ -23,6 +23,8 @@ from decoders.labels import AnnotatedImage, DenseMap, Label, metric_depth, relat
 
 _UNNAMED = "scene"
 """The one class where nobody named any: what is read of a model is the attention to some phrase."""
+_DEPTH_SCALE = 1 / 256
+"""Metres per step, as KITTI has it."""
 
 
 class LabelFolder(AnnotatedImages):
@@ -41,7 +43,7 @@ class LabelFolder(AnnotatedImages):
         labels: str | None = "labels",
         depth: str | None = None,
         depth_kind: Literal["distance", "inverse"] = "distance",
-        depth_scale: float = 1 / 256,
+        depth_scale: float | None = None,
         image_ending: str = "",
         label_ending: str = "",
         depth_ending: str = "",
@@ -64,7 +66,7 @@ class LabelFolder(AnnotatedImages):
             depth_kind: `inverse` where larger values are nearer and the unit is anybody's guess (disparity, MiDaS):
                 such maps teach the task relative_depth.
             depth_scale: of distances, metres per step of the depth files, in which 0 means unknown: 1/256 as KITTI has
-                it, 0.001 for millimetres (NYU), 1 for NPY arrays of metres.
+                it when left out, 0.001 for millimetres (NYU), 1 for NPY arrays of metres.
             image_ending, label_ending, depth_ending: what a stem has after the name, as `_gtFine_labelIds`.
             things: names of the classes that can be counted.
             colors: red, green and blue of classes on sheets and in palettes, 0..255; chosen when left out.
@@ -98,7 +100,10 @@ class LabelFolder(AnnotatedImages):
         self._labels = None if labels is None else self._partners(root / labels, what="labels", ending=label_ending)
         self._depths = None if depth is None else self._partners(root / depth, what="depths", ending=depth_ending)
         self._depth_kind = depth_kind
-        self._depth_scale = depth_scale
+        self._depth_scale = _DEPTH_SCALE if depth_scale is None else depth_scale
+        steps = [path for path in (self._depths or {}).values() if path.suffix.lower() != ".npy"]
+        if steps and depth_scale is None and depth_kind == "distance":
+            self.assumed_depth_scale = _DEPTH_SCALE
 
     def _partners(self, folder: Path, *, what: str, ending: str) -> dict[str, Path]:
         """Files by the names of the pictures: of an equal subfolder, or else of an equal name."""

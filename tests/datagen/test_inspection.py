@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from datagen import cli
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.coco import Coco
+from datagen.datasets.label_folder import LabelFolder
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.exporters import Entry
 from datagen.exporters.coco import Coco as CocoExporter
@@ -136,6 +138,39 @@ def test_depth_with_gaps_is_told_apart_from_sky():
     assert "half nearer than 8.00 m, known of 5.0% of the pixels" in str(found)
     assert "ghost" not in str(found), "depths say nothing of classes"
     assert "depth is known of 5.0% of the pixels only" in "".join(found.warnings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "ending", "told"),
+    [
+        ({}, ".png", True),
+        ({"depth_scale": 1 / 256}, ".png", False),
+        ({"depth_kind": "inverse"}, ".png", False),
+        ({}, ".npy", False),
+    ],
+)
+def test_a_unit_of_depth_that_nobody_said_is_told_once(
+    settings: dict[str, Any], ending: str, told: bool, tmp_path: Path
+):
+    """Millimetres of a room, read as KITTI's steps, are as likely as a street."""
+    for number in range(3):
+        for folder in ("images", "depth"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        steps = np.full((4, 6), 2500, np.uint16)
+        if ending == ".png":
+            Image.fromarray(steps).save(tmp_path / "depth" / f"{number}.png")
+        else:
+            np.save(tmp_path / "depth" / f"{number}.npy", steps / np.float32(1000))
+    data = LabelFolder(root=tmp_path, labels=None, depth="depth", **settings)
+    expected = (
+        "depth files are taken as 1/256 m a step, so that half of it is nearer than 9.77 m; were they millimetres, it "
+        "would be 2.50 m: say `depth_scale` (metres per step)"
+    )
+    found = inspect(data, console=QUIET)
+    assert [warning for warning in found.warnings() if "millimetres" in warning] == [expected] * told
+    assert str(found).count(expected) == told
+    assert oddities(data) == list(found.warnings())
 
 
 def test_a_sound_dataset_has_no_warning():
