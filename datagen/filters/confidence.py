@@ -15,7 +15,12 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 class Confidence:
     """Asks for a mean over the labelled pixels, and for a share of all pixels labelled with at least `sure_from`; of
-    objects, for both over the objects."""
+    objects, for both over the objects.
+
+    With `sure_from: 0`, `minimum_sure` is the share of the pixels that the labeller did not leave void: its `coverage`
+    finds the threshold for that on the annotated pictures that were held out of the fit. Objects it leaves out are not
+    counted.
+    """
 
     def __init__(
         self, *, label: str | None = None, minimum: Share = 0.5, sure_from: Share = 0.5, minimum_sure: Share = 0.0

@@ -112,6 +112,24 @@ def test_an_object_is_said_once_whoever_saw_it_and_with_the_surer_score(query: f
     assert found.scores[0] == pytest.approx(max(query, part), abs=0.01)
 
 
+@pytest.mark.parametrize(("query", "part"), [(0.9, 0.0), (0.01, 0.7), (0.9, 0.7)])
+def test_looks_that_disagree_on_an_object_are_less_sure_of_it(query: float, part: float):
+    """One calls it a disc and one a bar, or one sees nothing there."""
+    learner = task(queries=2)
+    disc, nothing = sighted(query=query, part=part), sighted(query=0.01, part=0.0)
+    bar = disc._replace(classes=disc.classes[..., [1, 0, 2]], seen=disc.seen[:, [1, 0, 2]])
+    (alone,), (agreed,) = learner.read(disc, (32, 32)), learner.read(learner.merge([disc, disc]), (32, 32))
+    assert isinstance(alone, InstanceSet)
+    assert isinstance(agreed, InstanceSet)
+    assert np.array_equal(agreed.masks, alone.masks)
+    assert agreed.category_ids.tolist() == alone.category_ids.tolist() == [2]
+    np.testing.assert_allclose(agreed.scores, alone.scores, atol=1e-4)
+    for other in (bar, nothing):
+        (torn,) = learner.read(learner.merge([disc, other]), (32, 32))
+        assert isinstance(torn, InstanceSet)
+        assert torn.scores.max(initial=0) < alone.scores.max() / 2 + 0.02
+
+
 def test_however_many_see_an_object_each_surest_elsewhere_it_stays_whole():
     """They must not divide it among themselves until none has enough of it."""
     there = torch.from_numpy(box(4, 4, 12, 12)).float()

@@ -66,6 +66,25 @@ def test_points_come_back_to_a_tenth_of_a_pixel_and_to_their_object():
     assert (found.scores > 0.9).all()
 
 
+def test_looks_that_disagree_on_points_are_less_sure_of_them():
+    truth, task = _objects((8, 5, 12), (15, 34, 12), points=TWO), _task(minimum_confidence=0.1)
+    moved = replace(truth, keypoints_px=(TWO + np.where(TWO[..., 2:] > 0, [4, -4, 0], 0)).astype(np.float32))
+    output, other = (_said(task.target(one)[:-1], one.masks) for one in (truth, moved))
+    alone, agreed, torn = (
+        task.read(merged, (48, 64))[0] for merged in (output, task.merge([output] * 2), task.merge([output, other]))
+    )
+    assert isinstance(alone, InstanceSet)
+    assert isinstance(agreed, InstanceSet)
+    assert isinstance(torn, InstanceSet)
+    assert alone.keypoints_px is not None
+    assert agreed.keypoints_px is not None
+    assert np.array_equal(agreed.masks, alone.masks)
+    np.testing.assert_allclose(agreed.keypoints_px, alone.keypoints_px, atol=1e-3)
+    np.testing.assert_allclose(agreed.scores, alone.scores, atol=1e-4)
+    assert np.array_equal(torn.masks, alone.masks)
+    assert (torn.scores < alone.scores - 0.3).all()
+
+
 def test_touching_objects_share_no_point_when_the_instances_are_known():
     points = np.array(
         [[(10.0, 12.0, 2), (7.0, 16.0, 2), (13.0, 16.0, 2)], [(22.0, 12.0, 2), (19.0, 16.0, 2), (26.0, 16.0, 2)]]
