@@ -10,7 +10,7 @@ from datagen.filters.class_coverage import ClassCoverage
 from datagen.filters.confidence import Confidence
 from datagen.records import Recipe, Sample, Verdict
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map, without_unsure
 
 TAXONOMY = Taxonomy(names=("sky", "road", "car"), is_thing=(False, False, True), colors=((0, 0, 0),) * 3)
 
@@ -40,6 +40,14 @@ def test_low_confidence_is_rejected():
 def test_too_few_sure_pixels_are_rejected():
     verdict = Confidence(minimum=0.0, sure_from=0.75, minimum_sure=0.5).judge(sample([[1, 1, 0]], [[0.4, 0.8, 1.0]]))
     assert (verdict.keep, verdict.reason) == (False, "too few sure pixels")
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.7, True), (0.75, False)])
+def test_a_share_of_the_pixels_must_be_as_sure_as_the_labellers_coverage_asks(threshold: float, kept: bool):
+    read = sample([[1, 2, 3, 1]], [[0.7, 0.8, 0.9, 0.6]])
+    labelled = replace(read, labels={"semantic": without_unsure(read.labels["semantic"], threshold)})
+    verdict = Confidence(sure_from=0.0, minimum_sure=0.75).judge(labelled)
+    assert (verdict.keep, verdict.scores["sure_share"]) == (kept, 0.75 if kept else 0.5)
 
 
 def test_a_picture_without_labels_has_no_confidence():
