@@ -25,8 +25,8 @@ class Signal:
     condition: Float[Tensor, "batch channels height width"]
     """0..1, in pixels."""
     scale: float = 1.0
-    weights: Float[Tensor, "batch 1 height width"] | None = None
-    """Strength at each pixel, times `scale`; the same everywhere when None."""
+    weights: Float[Tensor, "rows 1 height width"] | None = None
+    """Strength at each pixel of the pictures, or of all rows of the pipeline's batch, times `scale`; 1 when None."""
     begin: float = 0.0
     end: float = 1.0
     """The part of the steps that are gone in which it acts."""

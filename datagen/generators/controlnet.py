@@ -58,7 +58,7 @@ class Controlnet(StableDiffusion):
         The others are those of `stable_diffusion`.
 
         Raises:
-            UserError: a control is not there or does not fit the classes; nothing would guide.
+            UserError: a control is not there, does not fit the classes or never acts; nothing would guide.
         """
         super().__init__(
             steps=steps,
@@ -86,6 +86,8 @@ class Controlnet(StableDiffusion):
                 f"found strength {strength:g} of {steps} steps, which leaves no step to draw, expected one at least; "
                 f"set strength to {math.ceil(100 / steps) / 100:g}, or raise `steps`"
             )
+        for index, control in enumerate(controls):
+            _check_acts(control, self._steps_drawn, at=f"controls.{index}")
         self._taxonomy = taxonomy
 
     @property
@@ -187,6 +189,11 @@ class Controlnet(StableDiffusion):
 
         chosen = control.control
         weights = [found for guide in guides if (found := control.weights(guide)) is not None]
+        if self._guided and network.config["global_pool_conditions"]:
+            # What such a network says is of the whole picture, and guidance is to amplify it: it acts with the prompt
+            # alone, as the pipelines of diffusers have it. Without the prompt come the first rows of their batch.
+            weights = weights or [np.ones((1, *guide.size), np.float32) for guide in guides]
+            weights = [*map(np.zeros_like, weights), *weights]
         return Signal(
             network=network,
             condition=self._tensor([control.condition.draw(guide) for guide in guides]),
@@ -201,6 +208,19 @@ class Controlnet(StableDiffusion):
 
         checkpoint = self._model.checkpoint
         return torch.from_numpy(np.stack(maps)).to(checkpoint.device, checkpoint.dtype)
+
+
+def _check_acts(control: Control, steps: int, *, at: str) -> None:
+    """Refuse a part of the steps that holds none as a whole: pictures would not keep the labels that they inherit."""
+    if any(control.begin <= step / steps and (step + 1) / steps <= control.end for step in range(steps)):
+        return
+    first = min(int(control.begin * steps), steps - 1)
+    begin, end = math.floor(100 * first / steps) / 100, math.ceil(100 * (first + 1) / steps) / 100
+    raise UserError(
+        f"{at}: {control.source} acts from {control.begin:g} (`begin`) to {control.end:g} (`end`) of the steps, which "
+        f"of the {steps} that are drawn holds none, expected one whole step at least; set begin to {begin:g} and end "
+        f"to {end:g} or more, or leave both out"
+    )
 
 
 def _common_size(guides: Sequence[Guide]) -> Size:

@@ -168,6 +168,40 @@ def test_several_controls_act_together_each_in_its_own_steps(
     like_stock(found, expected)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_what_is_said_of_the_whole_picture_is_amplified_by_guidance(
+    kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path], tmp_path: Path
+):
+    """As diffusers has it for ControlNets such as `shuffle`: they act with the prompt alone."""
+    pooled = tmp_path / "pooled"
+    shutil.copytree(controls[kind], pooled)
+    settings = json.loads((pooled / "config.json").read_text(encoding="utf-8"))
+    (pooled / "config.json").write_text(json.dumps(settings | {"global_pool_conditions": True}), encoding="utf-8")
+    found = generator(pipelines[kind], control(pooled)).render(RECIPES)
+    like_stock(found, stock(kind, pipelines[kind], network(pooled), shown(OneHot(taxonomy=TAXONOMY))))
+    everywhere = control(pooled, class_scales=dict.fromkeys(TAXONOMY.names, 1.0))
+    np.testing.assert_array_equal(generator(pipelines[kind], everywhere).render(RECIPES), found)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "steps", "strength"),
+    [(0.5, 0.3, 25, 1.0), (0.5, 0.52, 25, 1.0), (0.9, 1.0, 3, 1.0), (1.0, 1.0, 7, 1.0), (0.5, 0.7, 8, 0.5)],
+)
+def test_a_control_that_acts_in_no_step_is_told(
+    begin: float, end: float, steps: int, strength: float, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    def built(begin: float, end: float) -> Controlnet:
+        chosen = control(controls["sd1"], begin=begin, end=end)
+        return generator(pipelines["sd1"], control(controls["sd1"]), chosen, steps=steps, strength=strength)
+
+    drawn = int(steps * strength)
+    told = rf"controls\.1: .* from {begin:g} \(`begin`\) to {end:g} \(`end`\) .* of the {drawn} that are drawn"
+    with pytest.raises(UserError, match=told) as caught:
+        built(begin, end)
+    advised = str(caught.value).split("set begin to ")[1].split(" or more")[0].split(" and end to ")
+    built(float(advised[0]), float(advised[1]))
+
+
 def test_a_picture_depends_on_its_recipe_alone(pipelines: Mapping[str, Path], controls: Mapping[str, Path]):
     draws = generator(pipelines["sd1"], control(controls["sd1"], class_scales={"sky": 0.2}))
     pictures = draws.render(RECIPES)
