@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -24,7 +25,7 @@ from datagen.controls import ABOUT_FILE, WEIGHTS_FILE, Control, Fusion, control_
 from datagen.files import encode_png
 from datagen.generators import Generator
 from datagen.generators._controlled_unet import ControlledUnet, Signal, Windows
-from datagen.generators._fusion import large_regions, tile_prompt
+from datagen.generators._fusion import Canvas, large_regions, tile_prompt
 from datagen.generators._tiles import feather, tiles
 from datagen.generators.controlnet import Controlnet
 from datagen.generators.stable_diffusion import StableDiffusion
@@ -399,6 +400,77 @@ def test_large_regions_stay_as_drawn_first(
         decoded: Any = loaded.vae.decode(latents.to(loaded.dtype))
     pixels = (decoded.sample.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy() * 255
     assert np.abs(found - pixels).max() <= (2 if in_half_precision() else 1)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        diffusers.DDIMScheduler,
+        diffusers.DPMSolverMultistepScheduler,
+        diffusers.UniPCMultistepScheduler,
+        diffusers.PNDMScheduler,
+        diffusers.EulerDiscreteScheduler,
+        diffusers.HeunDiscreteScheduler,
+    ],
+)
+def test_large_regions_are_put_back_at_the_noise_of_the_state(sampler: Any, pipelines: Mapping[str, Path]):
+    """A sampler that is told the noise of what is kept goes from state to state of it, so nothing is left to change."""
+    model = Model(ModelReference(source=str(pipelines["sd1"]), dtype="float32"))
+    everything = Guide(labels={"semantic": semantic_map(np.ones(SIZE, np.uint8))})
+    canvas = Canvas(model.checkpoint, Fusion(keep_above=0.9), [everything] * 2, tile=32)
+    assert canvas.settled.all()
+    pictures, seeds = np.stack([image(seed, *SIZE) for seed in (0, 1)]), (3, 4)
+    put_back = canvas.keep(pictures, seeds)
+    clean = model.checkpoint.encode(to_pixels(pictures, model.checkpoint.device))
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    noise = noise.to(clean)
+    config: Any = model.checkpoint.pipeline.scheduler.config
+    scheduler = sampler.from_config({**config, "clip_sample": False})
+    scheduler.set_timesteps(6)
+    state = scheduler.add_noise(clean, noise, scheduler.timesteps[:1].repeat(2))
+    for step, time in enumerate(scheduler.timesteps):
+        state = scheduler.step(noise, time, state).prev_sample
+        kept = put_back(SimpleNamespace(scheduler=scheduler), step, time, {"latents": state})["latents"]
+        last = step + 1 == len(scheduler.timesteps)
+        torch.testing.assert_close(kept, clean if last else state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm_solver", "unipc"])
+def test_windows_of_what_is_kept_alone_may_go_unseen(
+    scheduler: Any, pipelines: Mapping[str, Path], controls: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """What they would say is overwritten, and nothing of it is left in the memory of samplers of several steps."""
+    ids = np.ones(SIZE, np.uint8)
+    ids[:, SIZE[1] // 2 :] = np.where(np.arange(SIZE[1] // 2) % 8 < 4, 2, 3)
+    half = Guide(labels={"semantic": semantic_map(ids)})
+    model = Model(ModelReference(source=str(pipelines["sd1"]), dtype="float32"))
+    looks = [0]
+
+    def count(_module: Any, given: tuple[Tensor, ...]) -> None:
+        looks[-1] += len(given[0])
+
+    model.checkpoint.unet.register_forward_pre_hook(count)
+
+    def drawn() -> np.ndarray:
+        looks.append(0)
+        return Controlnet(
+            controls=(control(controls["sd1"]),),
+            steps=4,
+            scheduler=scheduler,
+            model=model,
+            taxonomy=TAXONOMY,
+            fusion=Fusion(supersampling=1, tile=16, keep_above=0.3),
+        ).render([replace(RECIPES[0], guide=half)])
+
+    found, windows = drawn(), Canvas.windows
+
+    def every_window(canvas: Canvas, *given: Any, **named: Any) -> Windows:
+        return replace(windows(canvas, *given, **named), settled=None)
+
+    monkeypatch.setattr(Canvas, "windows", every_window)
+    expected = drawn()
+    assert looks[1] < looks[2]
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("scheduler", [None, "ddim"])
