@@ -15,7 +15,7 @@ from datagen.adaptation.training_folder import TrainingFolder
 from datagen.files import require_outside
 from datagen.launchers import Launcher, launched
 from datagen.meter import console_of
-from datagen.model import Model
+from datagen.model import LoraSettings, Model
 from datagen.plugins import Part
 from decoders.errors import UserError
 
@@ -39,13 +39,16 @@ class AdaptSummary:
     """It had been made by an equal plan before, and was kept."""
     pictures: int
     updates: int
+    loras: tuple[LoraSettings, ...] = ()
+    """Those of the plan's model, on top of which the file was learned; a model of its own holds them."""
 
     def __str__(self) -> str:
         kept = " (made before, kept)" if self.was_there else ""
-        use = "loras: [{source: %s}]" if self.result.is_file() else "source: %s"
+        earlier = [f"{{source: {lora.source}, weight: {lora.weight}}}" for lora in self.loras]
+        loras = f"loras: [{', '.join([*earlier, f'{{source: {self.result}}}'])}]"
         return (
             f"adapted to {self.pictures} pictures in {self.updates} updates: {self.result}{kept}\n"
-            f"name it under `model:` of a plan as {use % self.result}"
+            f"name it under `model:` of a plan as {loras if self.result.is_file() else f'source: {self.result}'}"
         )
 
 
@@ -101,6 +104,7 @@ def _adapt(plan: AdaptPlan, to: Path, console: Console | None, launcher: Launche
         was_there=was_there,
         pictures=len(pictures),
         updates=plan.updates,
+        loras=plan.model.loras if plan.method == "lora" else (),
     )
 
 

@@ -189,6 +189,18 @@ def test_an_equal_plan_keeps_the_result_and_another_one_is_refused(
         adapted(plan, to=tmp_path)
 
 
+def test_a_lora_on_top_of_others_is_named_beside_them(
+    walls: Path, pipelines: Mapping[str, Path], loras: Mapping[str, Path], tmp_path: Path
+):
+    """It was learned on the model with these; `full` writes them into the weights."""
+    model = {"source": str(pipelines["sd1"]), "loras": [{"source": str(loras["sd1"]), "weight": 0.25}]}
+    plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], walls, model=model, updates=1)
+    told = str(adapted(plan)).split("of a plan as ")[1]
+    assert yaml.safe_load(told) == {"loras": [*model["loras"], {"source": str(tmp_path / "adapted/lora.safetensors")}]}
+    whole = tmp_path / "whole"
+    assert str(adapted(plan, "method=full", to=whole)).endswith(f"of a plan as source: {whole}")
+
+
 def test_samples_are_drawn_from_the_same_noise_and_curves_are_kept(
     walls: Path, pipelines: Mapping[str, Path], tmp_path: Path
 ):
