@@ -71,10 +71,12 @@ def generate(
 
 
 def _generate(plan: GeneratePlan, launcher: Launcher, progress: Progress) -> RunSummary | None:
-    if launcher.rank == 0:
-        plan.labeller.prepare()
-    launcher.barrier()
-    parts = build_parts(plan, device=lambda: launcher.device)
+    def prepare() -> None:
+        if launcher.rank == 0:
+            plan.labeller.prepare()
+        launcher.barrier()
+
+    parts = build_parts(plan, device=lambda: launcher.device, prepare=prepare)
     # One process looks at everything that decides the bytes, a dataset's pictures among it, and tells the others.
     decisive = launcher.once(lambda: identity(plan, parts))
     run = Run(

@@ -19,6 +19,7 @@ from datagen.plugins import Group, OneOf, Part, choose_part
 from datagen.settings import Settings, check_plan, read_settings
 from datagen.sources import Source
 from decoders.errors import UserError
+from decoders.labels import Taxonomy
 
 
 def _several(group: Group, at: str, values: Any) -> tuple[Part, ...]:
@@ -113,34 +114,46 @@ def load_plan(path: Path, overrides: Iterable[str] = ()) -> GeneratePlan:
     return plan
 
 
-def build_parts(plan: GeneratePlan, device: Callable[[], str] | None = None) -> Parts:
+def build_parts(
+    plan: GeneratePlan, device: Callable[[], str] | None = None, prepare: Callable[[], None] = lambda: None
+) -> Parts:
     """Construct the parts; small files are read, but no weights, so that this is quick for a finished run.
+
+    Args:
+        plan: says which.
+        device: where the model computes, asked when it loads.
+        prepare: makes the files that the labeller needs. As that may take minutes, all other parts are built before, so
+            that their mistakes are told first; but where the source brings no classes, they wait for the labeller's.
 
     Raises:
         UserError: from a part's own checks, with its place in the plan put in front.
     """
     model = Model(plan.model.reference(), device=device) if plan.model else None
     given: dict[str, Any] = {"seed": plan.seed} | ({"model": model} if model else {})
-    if plan.source.asks_for("taxonomy"):
-        labeller: Labeller = plan.labeller.build(**given)
-        source: Source = plan.source.build(**given, taxonomy=labeller.taxonomy)
-        brought = labeller.taxonomy
-    else:
-        source = plan.source.build(**given)
-        brought = getattr(source, "taxonomy", None)
-        labeller = plan.labeller.build(**given, taxonomy=brought)
-        if brought is not None and brought.names != labeller.taxonomy.names:
-            raise UserError(
-                f"labeller: it says the classes {', '.join(labeller.taxonomy.names)}, the layouts of the source have "
-                f"{', '.join(brought.names)}; take a reader of just these, in their order, or `kind: inherited`"
-            )
+    exporters = {part.kind: part.build() for part in plan.exports}
+    source: Source | None = None if plan.source.asks_for("taxonomy") else plan.source.build(**given)
+    brought: Taxonomy | None = getattr(source, "taxonomy", None)
+
+    def others(taxonomy: Taxonomy) -> dict[str, Any]:
+        return {
+            "generator": plan.generator.build(**given, taxonomy=taxonomy),
+            "filters": tuple(part.build(taxonomy=taxonomy) for part in plan.filters),
+        }
+
+    early = None if brought is None else others(brought)
+    prepare()
+    labeller: Labeller = plan.labeller.build(**given, taxonomy=brought)
+    if brought is not None and brought.names != labeller.taxonomy.names:
+        raise UserError(
+            f"labeller: it says the classes {', '.join(labeller.taxonomy.names)}, the layouts of the source have "
+            f"{', '.join(brought.names)}; take a reader of just these, in their order, or `kind: inherited`"
+        )
     return Parts(
         model=model,
-        source=source,
-        generator=plan.generator.build(**given, taxonomy=brought or labeller.taxonomy),
+        source=plan.source.build(**given, taxonomy=labeller.taxonomy) if source is None else source,
         labeller=labeller,
-        filters=tuple(part.build(taxonomy=labeller.taxonomy) for part in plan.filters),
-        exporters={part.kind: part.build() for part in plan.exports},
+        exporters=exporters,
+        **(early or others(labeller.taxonomy)),
     )
 
 

@@ -195,6 +195,39 @@ def test_layouts_of_other_classes_than_the_labellers_are_refused(tmp_path: Path)
     assert not (tmp_path / "my run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("generator.controls.0.source=nowhere", r"generator: controls\.0: ControlNet nowhere: found no such folder"),
+        ("generator.controls.0.condition=edges", "is shown 3 channels by this condition, expected 5"),
+        ('generator.controls.0.class_scales={"rode": 1}', "class_scales: 'rode' is no class; did you mean 'road'"),
+    ],
+)
+def test_mistakes_in_what_draws_are_told_before_a_reader_is_fitted(
+    override: str, told: str, tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    few = photographs(tmp_path / "few", 2)
+    data = {"format": "label_folder", "root": str(few), "classes": CLASSES, "void": [9]}
+    control = tiny_control(pipelines["sd1"], tmp_path / "control", channels=len(CLASSES) + 2)
+    file = toy_plan(
+        tmp_path,
+        model={"source": str(pipelines["sd1"])},
+        source={"kind": "layouts", "data": data},
+        generator={"kind": "controlnet", "controls": [{"source": str(control), "condition": "one_hot"}]},
+        labeller={"kind": "inherited", "reader": str(tmp_path / "reader"), "fit": "fit.yaml"},
+    )
+
+    def fit(*_: object, **__: object) -> None:
+        raise AssertionError("a reader is fitted")
+
+    monkeypatch.setattr("datagen.fitting.fit_from_plan", fit)
+    with pytest.raises(UserError, match=told):
+        generate(file, overrides=[override])
+    with pytest.raises(AssertionError, match="a reader is fitted"):
+        generate(file)
+    assert not (tmp_path / "my run").exists()
+
+
 def test_two_runs_do_not_export_at_once(tmp_path: Path):
     with (
         no_other_writer(tmp_path / "my run/exports/coco"),
