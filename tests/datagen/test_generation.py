@@ -15,6 +15,7 @@ from datagen import generation
 from datagen.generation import RunSummary, generate
 from datagen.plan import build_parts, load_plan
 from datagen.runs import open_run
+from datagen.validation import validate
 from decoders.errors import UserError
 from decoders.files import no_other_writer
 from decoders.labels import semantic_ids
@@ -226,6 +227,35 @@ def test_mistakes_in_what_draws_are_told_before_a_reader_is_fitted(
     with pytest.raises(AssertionError, match="a reader is fitted"):
         generate(file)
     assert not (tmp_path / "my run").exists()
+
+
+@pytest.mark.slow
+def test_the_style_swap_that_comes_along_makes_a_dataset(tmp_path: Path):
+    """Of few scenes, steps and updates, else as it is: crops around rare classes, fusion, a reader fitted first."""
+    configs = Path(__file__).parents[2] / "configs"
+    fit = yaml.safe_load((configs / "pocket_reader.yaml").read_text(encoding="utf-8"))
+    fit["data"]["count"], fit["validation"]["count"] = 4, 2
+    fit["fit"] = {"updates": 4, "views": 1}
+    small = {
+        "target": 2,
+        "shard_size": 2,
+        "batch_size": 2,
+        "threads": 1,
+        "source.data.count": 4,
+        "generator.steps": 2,
+        "labeller.reader": tmp_path / "reader",
+        "labeller.fit": toys.write_plan(tmp_path / "fit.yaml", fit),
+        "filters.0.minimum": 0.0,  # of what is drawn in so few steps a reader of so few updates knows nothing
+    }
+    overrides = [f"{key}={value}" for key, value in small.items()]
+    plan = load_plan(configs / "style_swap.yaml", overrides)
+    assert plan.generator.values()["fusion"] is not None
+    summary = finished(generate(configs / "style_swap.yaml", tmp_path / "run", overrides))
+    dataset = summary.exports["coco"]
+    validate(dataset).require_sound()
+    pictures = json.loads((dataset / "annotations/instances.json").read_text())["images"]
+    assert [(picture["height"], picture["width"]) for picture in pictures] == [(128, 128)] * 2
+    assert all("anchor" in picture["attributes"] for picture in pictures)
 
 
 def test_two_runs_do_not_export_at_once(tmp_path: Path):
