@@ -14,8 +14,8 @@ FORMAT = 1
 """Of cells; raise it when what a student learns or how it is measured changes: what is kept is stale then."""
 _LEARNED = ("size", "views", "batch_size", "learning_rate", "warm_up", "decay", "ema", "threads")
 """Keys of the plan that decide every cell."""
-_TEACHING = "classes, where the own labels have some"
-"""What a teacher labels, by `trial.taught`: cells of another rule are other cells."""
+_TEACHING = "classes, where the own labels have some; strong views and CutMix"
+"""What a teacher labels, by `trial.taught`, and what is seen of it: cells of another rule are other cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

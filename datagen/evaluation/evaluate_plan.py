@@ -57,10 +57,11 @@ class EvaluatePlan(Settings):
     `synthetic` only; `both`; and both with the synthetic pictures labelled by the moving average of the student itself
     (`teacher`; Mean Teacher, arXiv 1703.01780), instead of their own labels; and `retrieved`: as many pictures of a
     `pool` in their place, those most like the real ones, as beat synthetic ones in Unmet Promise (arXiv 2406.05184).
-    The teacher is a plain one, with the views of all columns, and not the recipe of SENSE (arXiv 2605.19289), which has
-    more, such as strong jitter, CutMix and a teacher that averages mirrored looks. A teacher labels classes where the
-    pictures' own labels do; depth is then learned from the real pictures alone. Objects it cannot label, as unsure ones
-    would be learned as background: the student `detector` has no `teacher`, nor when the columns are left out."""
+    The student sees what a teacher labels in strongly changed colours and with CutMix (UniMatch, arXiv 2208.09910;
+    SENSE, arXiv 2605.19289, which also averages a teacher's mirrored looks, has it from there). A teacher labels
+    classes where the pictures' own labels do; depth is then learned from the real pictures alone. Objects it cannot
+    label, as unsure ones would be learned as background: the student `detector` has no `teacher`, nor when the columns
+    are left out."""
     pool: Annotated[Part | None, OneOf("datasets", at="pool")] = None
     """Other real pictures with labels, for `retrieved`; those that are in `real`, by their pixels, are not retrieved.
     What it leaves out is as in `real`."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datagen.adaptation.batches import Rounds
 from datagen.datasets import AnnotatedImages
-from decoders.augmentation import Augmentation, make_view
+from datagen.evaluation.cutmix import Box, draw_box, mix_pictures
+from decoders.augmentation import Augmentation, make_view, recolour
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, InstanceSet, LabelSet
 from decoders.resizing import Size, resize_image, resize_label, working_size
@@ -85,8 +86,10 @@ class StudyBatch:
     pictures: Float[Tensor, "batch 3 height width"]
     """0..1."""
     labels: Sequence[LabelSet]
-    weak: Float[Tensor, "synthetic 3 height width"] | None
+    weak: Float[Tensor, "synthetic 3 height width"] | None = None
     """The synthetic ones again in their own colours, for a teacher."""
+    boxes: Sequence[Box | None] = ()
+    """Of each of these, where the student sees the next one instead: `mix_labels` does so to what a teacher says."""
 
 
 class Study:
@@ -98,19 +101,21 @@ class Study:
         *,
         size: Size,
         augmentation: Augmentation,
-        weak: bool,
+        taught: bool,
         seed: int,
     ) -> None:
         """
         Args:
-            weak: whether a teacher looks at the last part, too.
+            taught: whether a teacher labels the last part. It sees that in its own colours, the student in others, and
+                partly covered by another picture: strong and weak views, as those who learn from such labels have them
+                (UniMatch, arXiv 2208.09910).
         """
         self._parts = parts
         self._rounds = [Rounds(len(part.chosen), seed=seed + place) for place, part in enumerate(parts)]
         self._size = size
         self._augmentation = augmentation
         self._plain = replace(augmentation, jitter=0.0)
-        self._weak = weak
+        self._taught = taught
         self._seed = seed
 
     def __call__(self, number: int) -> StudyBatch:
@@ -119,27 +124,41 @@ class Study:
         Raises:
             UserError: a picture cannot be read, or has no such label.
         """
-        views: list[AnnotatedImage] = []
-        plain: list[AnnotatedImage] = []
-        for place, part in enumerate(self._parts):
-            for slot in range(part.slots):
-                turn, position = self._rounds[place].at(number * part.slots + slot)
-                index = part.chosen[position]
-                views.append(self._view(part.pictures[index], turn, (place, index), self._augmentation))
-                if self._weak and place == len(self._parts) - 1:
-                    plain.append(self._view(part.pictures[index], turn, (place, index), self._plain))
+        *others, last = (self._views(place, number) for place in range(len(self._parts)))
+        views = [view for part in others for view in part]
+        labels = [view.labels for view in (*views, *last)]
+        pictures = [view.image for view in views]
+        if not self._taught:
+            return StudyBatch(pictures=as_tensor([*pictures, *(view.image for view in last)]), labels=labels)
+        stream = np.random.default_rng([self._seed, number])
+        boxes = [draw_box(stream, self._size) for _ in last]
+        strong = as_tensor([recolour(view.image, seed=int(stream.integers(2**31))) for view in last])
+        seen = mix_pictures(strong, boxes)
         return StudyBatch(
-            pictures=as_tensor([view.image for view in views]),
-            labels=[view.labels for view in views],
-            weak=as_tensor([view.image for view in plain]) if plain else None,
+            pictures=torch.cat([as_tensor(pictures), seen]) if pictures else seen,
+            labels=labels,
+            weak=as_tensor([view.image for view in last]),
+            boxes=boxes,
         )
 
-    def _view(
-        self, picture: AnnotatedImage, turn: int, identity: tuple[int, int], augmentation: Augmentation
-    ) -> AnnotatedImage:
-        """Another view in each round, which without jitter differs in its colours only."""
-        seed = (self._seed, *identity)
-        return make_view(picture, view=turn + 1, size=self._size, augmentation=augmentation, seed=seed)
+    def _views(self, place: int, number: int) -> list[AnnotatedImage]:
+        """Those of one part in a batch: each picture gets another view in each round."""
+        part = self._parts[place]
+        plain = self._taught and place == len(self._parts) - 1
+        views: list[AnnotatedImage] = []
+        for slot in range(part.slots):
+            turn, position = self._rounds[place].at(number * part.slots + slot)
+            index = part.chosen[position]
+            views.append(
+                make_view(
+                    part.pictures[index],
+                    view=turn + 1,
+                    size=self._size,
+                    augmentation=self._plain if plain else self._augmentation,
+                    seed=(self._seed, place, index),
+                )
+            )
+        return views
 
 
 def as_tensor(images: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "batch 3 height width"]:

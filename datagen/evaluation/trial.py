@@ -16,6 +16,7 @@ from datagen.adaptation.tracking import Tracker, Watched
 from datagen.adaptation.training_state import STATE_FILE
 from datagen.evaluation.boundaries import BoundaryErrors
 from datagen.evaluation.columns import Cell, figure_on
+from datagen.evaluation.cutmix import mix_labels
 from datagen.evaluation.evaluate_plan import EvaluatePlan, real_slots
 from datagen.evaluation.study import Kept, Part, Study, StudyBatch, at_native_size, shown
 from datagen.meter import Tick, meter
@@ -67,7 +68,7 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
         _parts(cell, plan, material),
         size=plan.size,
         augmentation=plan.views.augmentation(),
-        weak=cell.taught,
+        taught=cell.taught,
         seed=cell.seed,
     )
 
@@ -77,7 +78,7 @@ def _train(cell: Cell, plan: EvaluatePlan, material: Material, folder: Path, rep
         if teacher is not None and batch.weak is not None:
             found = student.read(teacher, batch.weak.to(material.device))
             pairs = zip(found, labels[-len(found) :], strict=True)
-            labels[-len(found) :] = [taught(each, own, plan.sure_from) for each, own in pairs]
+            labels[-len(found) :] = mix_labels([taught(each, own, plan.sure_from) for each, own in pairs], batch.boxes)
         return {"loss": student.loss(network, batch.pictures.to(material.device), labels)}
 
     schedule = Schedule(

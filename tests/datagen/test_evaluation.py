@@ -26,6 +26,7 @@ from datagen.evaluation import trial
 from datagen.evaluation.apart import Survey, check_classes_agree, never_measured, never_shown
 from datagen.evaluation.boundaries import BoundaryErrors, distance_to_boundary
 from datagen.evaluation.columns import Cell, cells_of
+from datagen.evaluation.cutmix import draw_box, mix_labels, mix_pictures
 from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE, TABLE_FILE, EvaluationSummary, evaluate
 from datagen.evaluation.evaluate_plan import Column, load_evaluate_plan
 from datagen.evaluation.feature_space import FeatureSpace
@@ -556,7 +557,7 @@ def scenes() -> Kept:
 def test_batches_are_functions_of_their_number(scenes: Kept):
     def study() -> Study:
         parts = [Part(pictures=scenes, chosen=(0, 1), slots=1), Part(pictures=scenes, chosen=(2, 0, 1), slots=2)]
-        return Study(parts, size=(32, 32), augmentation=Augmentation(), weak=True, seed=1)
+        return Study(parts, size=(32, 32), augmentation=Augmentation(), taught=True, seed=1)
 
     first, second = study(), study()
     first(0)
@@ -569,17 +570,36 @@ def test_batches_are_functions_of_their_number(scenes: Kept):
     assert not torch.equal(first(0).pictures, one.pictures)
 
 
-def test_what_a_teacher_sees_differs_in_colour_alone(scenes: Kept):
-    """Without jitter the strong view is the weak one: the same place, the same mirror."""
-    for jitter, same in ((0.0, True), (0.4, False)):
-        parts = [Part(pictures=scenes, chosen=range(3), slots=3)]
-        study = Study(parts, size=(32, 32), augmentation=Augmentation(jitter=jitter), weak=True, seed=0)
-        batch = study(0)
+def test_a_student_sees_in_other_colours_and_partly_covered_what_its_teacher_sees(scenes: Kept):
+    parts = [Part(pictures=scenes, chosen=range(3), slots=3)]
+    study = Study(parts, size=(32, 32), augmentation=Augmentation(), taught=True, seed=0)
+    batches = [study(number) for number in range(8)]
+    boxes = [box for batch in batches for box in batch.boxes]
+    assert None in boxes
+    assert any(boxes)
+    for batch in batches:
         assert batch.weak is not None
-        assert torch.equal(batch.weak, batch.pictures) == same
-        if not same:  # what is dark stays dark
-            pair = torch.stack([batch.weak.mean(1).flatten(), batch.pictures.mean(1).flatten()])
-            assert torch.corrcoef(pair)[0, 1] > 0.9
+        assert not torch.equal(batch.weak, batch.pictures)
+        origin = mix_pictures(batch.weak, batch.boxes)  # where what the student sees comes from
+        for seen, own in zip(batch.pictures, origin, strict=True):  # what is dark stays dark, within one picture
+            assert torch.corrcoef(torch.stack([seen.mean(0).flatten(), own.mean(0).flatten()]))[0, 1] > 0.5
+        ours = [label["semantic"] for label in batch.labels]
+        for index, (label, box) in enumerate(zip(mix_labels(batch.labels, batch.boxes), batch.boxes, strict=True)):
+            expected = semantic_ids(batch.labels[index])
+            if box is not None:
+                expected[box] = semantic_ids(batch.labels[(index + 1) % 3])[box]
+            assert np.array_equal(semantic_ids(label), expected)
+        assert all(label["semantic"] is kept for label, kept in zip(batch.labels, ours, strict=True)), "not in place"
+
+
+@given(seed=st.integers(0, 2**31), height=st.integers(8, 90), width=st.integers(8, 90))
+def test_a_box_lies_in_the_view(seed: int, height: int, width: int):
+    box = draw_box(np.random.default_rng(seed), (height, width))
+    if box is not None:
+        rows, columns = box
+        assert 0 <= rows.start <= rows.stop <= height
+        assert 0 <= columns.start <= columns.stop <= width
+        assert (rows.stop - rows.start) * (columns.stop - columns.start) <= 0.4 * height * width + height + width
 
 
 def test_little_memory_reads_again(monkeypatch: pytest.MonkeyPatch):
