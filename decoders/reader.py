@@ -53,6 +53,7 @@ class Reader:
         """
         return self._read(images, {name: self._threshold(name) for name in self.tasks})
 
+    @torch.inference_mode()
     def agreement(
         self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], claims: Sequence[UInt8[np.ndarray, "_ _"]]
     ) -> list[Float32[np.ndarray, "_ _"]]:
@@ -72,20 +73,19 @@ class Reader:
                 "one with the task semantic"
             )
         found: list[Float32[np.ndarray, "_ _"]] = [np.zeros(claim.shape, np.float32) for claim in claims]
-        with torch.inference_mode():
-            for index, outputs in self._outputs(images):
-                found[index] = task.probability_of(outputs["semantic"], claims[index])
+        for index, outputs in self._outputs(images):
+            found[index] = task.probability_of(outputs["semantic"], claims[index])
         return found
 
+    @torch.inference_mode()
     def _read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], thresholds: Mapping[str, float]) -> list[LabelSet]:
         labels: list[LabelSet] = [{} for _ in images]
-        with torch.inference_mode():
-            for index, outputs in self._outputs(images):
-                labels[index] = self._read_one(outputs, images[index].shape[:2], thresholds)
+        for index, outputs in self._outputs(images):
+            labels[index] = self._read_one(outputs, images[index].shape[:2], thresholds)
         return labels
 
-    def _outputs(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[tuple[int, Mapping[str, Any], float]]:
-        """Number of each picture, what every task's head gives for it, and how much larger than in the fit it was."""
+    def _outputs(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Number of each picture, grouped by size, and what every task's head gives for it."""
         settings = self.manifest.reading
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):

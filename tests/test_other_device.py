@@ -22,6 +22,7 @@ from datagen.evaluation import vision
 from datagen.launchers.local import Local
 from decoders import checkpoint
 from decoders.features import FeatureBundle
+from decoders.labels import semantic_ids
 from decoders.reader import Reader, fit_reader
 from decoders.settings import DecoderSettings, FitSettings, ReadSettings
 from tests.datagen import test_adapt as adapt_tests
@@ -70,8 +71,9 @@ def _simulated() -> Generator[None]:
         # What torch has for real devices only.
         patch.setattr(torch, OTHER.type, torch.cpu, raising=False)
         patch.setattr(torch.optim, "AdamW", lambda *arguments, **named: adamw(*arguments, **named | {"fused": False}))
-        read: Any = vars(Reader)["_read"]
-        patch.setattr(Reader, "_read", torch.no_grad()(read.__wrapped__))
+        for name in ("_read", "agreement"):
+            method: Any = vars(Reader)[name]
+            patch.setattr(Reader, name, torch.no_grad()(method.__wrapped__))
         with other_device():
             yield
 
@@ -139,6 +141,9 @@ def test_every_task_is_fitted_and_read():
     )
     assert reader.read([scenes[0].image])[0].keys() == {*tasks} - {"keypoints"}
     assert reader.evaluate(scenes).keys() == {*tasks}
+    (sure,) = reader.agreement([scenes[0].image], [semantic_ids(scenes[0].labels)])
+    assert sure.shape == (32, 32)
+    assert 0 <= sure.min() <= sure.max() <= 1
 
 
 def test_an_open_vocabulary_is_fitted_and_asked():
