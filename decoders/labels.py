@@ -298,6 +298,17 @@ def class_pixels(labels: LabelSet, ids: int) -> Int64[np.ndarray, " ids"]:
         return np.zeros(ids, np.int64)
 
 
+def object_set(label: Label) -> InstanceSet:
+    """The label `instances` as what it must be.
+
+    Raises:
+        UserError: it is a map.
+    """
+    if not isinstance(label, InstanceSet):
+        raise UserError("the instances label is no set of objects; give one mask and class per object")
+    return label
+
+
 def classes_in(labels: LabelSet) -> frozenset[int]:
     """Semantic ids that a picture shows: those of its class maps and of its single objects."""
     found: set[int] = set()

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from decoders.augmentation import BORDER_GREY
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, LabelSet, Taxonomy
+from decoders.labels import InstanceSet, LabelSet, Taxonomy, object_set
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Detector:
     ) -> "Float[Tensor, '']":
         import torch
 
-        objects = [_objects(each) for each in labels]
+        objects = [object_set(each["instances"]) for each in labels]
         targets = [self.target(each, pictures.device) for each in objects]
         blank = torch.from_numpy(np.stack([_crowds_alone(each) for each in objects])).to(pictures.device)
         shown = pictures.masked_fill(blank[:, None], BORDER_GREY / 255)
@@ -131,13 +131,6 @@ class Detector:
         from decoders.average_precision import AveragePrecision
 
         return {"instances": AveragePrecision(self._taxonomy)}
-
-
-def _objects(labels: LabelSet) -> InstanceSet:
-    objects = labels["instances"]
-    if not isinstance(objects, InstanceSet):
-        raise UserError("the instances label is no set of objects; give one mask and class per object")
-    return objects
 
 
 def _crowds_alone(objects: InstanceSet) -> Bool[np.ndarray, "height width"]:

@@ -11,7 +11,7 @@ proposed beside what the queries found, and the surer one of two sightings stays
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from decoders.calibration import fit_sigmoid, through_sigmoid
 from decoders.class_losses import IGNORED, balanced_weights, class_loss, count_pixels
 from decoders.decoder import Trunk, TrunkFeatures, TwoScaleHead, resize
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, Label, Taxonomy
+from decoders.labels import InstanceSet, Label, Taxonomy, object_set
 from decoders.looks import mean_class_logits
 from decoders.overlaps import owners
 from decoders.queries import UNKNOWN, QueryLayer, Truth, match, sine_positions, unpack
@@ -189,7 +189,7 @@ class Instances(Task[Objects]):
         Where objects overlap, the smaller one is on top. More objects than queries teach the queries that fit best; of
         more than 254, the smallest are taken for a crowd.
         """
-        objects = _objects(label)
+        objects = object_set(label)
         unknown = sorted(set(objects.category_ids.tolist()) - set(self.things))
         if unknown:
             raise UserError(
@@ -279,7 +279,7 @@ class Instances(Task[Objects]):
         answers: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
         self.score_sigmoids.copy_(torch.tensor([1.0, 0.0]))
         for output, label in pairs:
-            truth = _objects(label)
+            truth = object_set(label)
             candidates = self._candidates(output, (truth.masks.shape[1], truth.masks.shape[2]))
             for source, said in enumerate(answers):
                 chosen = candidates.is_part == bool(source)
@@ -379,9 +379,3 @@ def _mask_logits(
     wide, narrow = embeddings.split([deep.shape[1], fine.shape[1]], dim=2)
     coarse = torch.einsum("bqw,bwyx->bqyx", wide, deep)
     return resize(coarse, fine.shape[-2:]) + torch.einsum("bqw,bwyx->bqyx", narrow, fine)
-
-
-def _objects(label: Label) -> InstanceSet:
-    if not isinstance(label, InstanceSet):
-        raise UserError("the instances label is no set of objects; give one mask and class per object")
-    return cast(Any, label)
