@@ -220,7 +220,8 @@ def measure(cell: Cell) -> Mapping[str, Any]:
     if cell["part"] == "renders":
         return judged(network, recipes, rendered(cell, recipes))
     pictures, costs = draw(cell, recipes)
-    sheet = np.concatenate([_row([_colored(recipe) for recipe in recipes[:8]]), _row(pictures[:8])])
+    maps = [colored(semantic_ids(guide_of(recipe).labels)) for recipe in recipes[:8]]
+    sheet = np.concatenate([row_of(maps), row_of(pictures[:8])])
     write_atomic(home() / f"{cell['setting']}_{cell['guidance']:g}.png", encode_png(sheet))
     return judged(network, recipes, pictures) | costs
 
@@ -244,12 +245,12 @@ def measure_rare(cell: Cell) -> dict[str, float]:
     return found
 
 
-def _colored(recipe: Recipe) -> UInt8[np.ndarray, "height width 3"]:
-    colors = np.array([(0, 0, 0), *world.TAXONOMY.colors], np.uint8)
-    return colors[semantic_ids(guide_of(recipe).labels)]
+def colored(ids: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
+    """A label map of the pocket world in its colours."""
+    return np.array([(0, 0, 0), *world.TAXONOMY.colors], np.uint8)[ids]
 
 
-def _row(pictures: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+def row_of(pictures: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
     return np.concatenate(list(pictures), axis=1)
 
 
