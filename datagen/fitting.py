@@ -164,11 +164,26 @@ def _fit(
     reader = fit_decoder(plan, model, data, taxonomy, console, state_file=folder / _STATE_FILE, peers=launcher.peers())
     if launcher.rank:
         return reader
+    if warning := _depth_at_another_scale(reader.manifest):
+        console.print(f"warning: {warning}", markup=False)
     # The number format that the reader was fitted in, so that another machine's `auto` does not choose another.
     dtype = model.checkpoint.precision
     reader.save(folder, model=plan.model.model_copy(update={"dtype": dtype}).model_dump(mode="json"))
     (folder / _STATE_FILE).unlink(missing_ok=True)
     return reader
+
+
+def _depth_at_another_scale(manifest: ReaderManifest) -> str:
+    """Why metric depth will be wrong, if it will; how far off it is depends on the picture, so nothing corrects it."""
+    fitted, read = min(manifest.report["size"]), manifest.reading.short_side
+    if "depth" not in manifest.tasks or read == fitted:
+        return ""
+    other = f"with {read}" if read else "as they are"
+    return (
+        f"metric depth was learned from pictures with {fitted} pixels on the shorter side and will be read from "
+        f"pictures {other}, where the same thing has another size and so seems nearer or farther; leave "
+        "`reading.short_side` out, fit at the size that you read at (`fit.size`), or learn relative_depth instead"
+    )
 
 
 def fit_decoder(

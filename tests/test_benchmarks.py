@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import cells, claims, worth, written
+from benchmarks import cells, claims, style_swap_camvid, worth, written
 from benchmarks.few_shot_reader import interval
 from datagen.adaptation.adapt_plan import load_adapt_plan
 from datagen.evaluation.evaluate_plan import load_evaluate_plan
 from datagen.fit_plan import load_fit_plan
 from datagen.plan import load_plan
+from datagen.pocket import world
+from decoders.labels import Taxonomy, semantic_map
 
 CELLS = [{"method": name, "seed": 0} for name in ("a", "b", "c")]
 
@@ -91,6 +94,15 @@ def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path:
         assert step.to.parent == tmp_path
     _, config, _, _, _, *chosen = steps[-1].arguments()
     assert load_evaluate_plan(Path(config), chosen).mixed_updates is None, "equal updates in all columns"
+
+
+def test_a_map_of_photographs_is_read_in_the_words_of_the_pocket_world():
+    names = ("sky", "pavement", "sign/symbol", "fence", "pedestrian")
+    taxonomy = Taxonomy(names=names, is_thing=(False,) * 5, colors=((0, 0, 0),) * 5)
+    labels = {"semantic": semantic_map(np.array([[0, 1, 2, 3, 4, 5]], np.uint8))}
+    asked = style_swap_camvid.in_the_world(labels, taxonomy)
+    known = ("void", *world.TAXONOMY.names)
+    assert [known[each] for each in asked[0]] == ["void", "sky", "sidewalk", "traffic sign", "void", "person"]
 
 
 def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str]):

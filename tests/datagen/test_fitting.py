@@ -1,5 +1,6 @@
 """From a plan to a reader, on a tiny random model: whether it is any good is measured elsewhere."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -105,6 +106,21 @@ def test_what_is_odd_about_the_pictures_is_told_before_the_fit(plan: Path, tmp_p
     changes = ["fit.updates=1", "fit.evaluations=1", "validation=null", 'data.classes=["road", "car", "sky", "tram"]']
     fit_from_plan(plan, tmp_path / "reader", changes, Console(file=told, width=200))
     assert "warning: no example of tram: a reader cannot learn them" in told.getvalue()
+
+
+@pytest.mark.parametrize(("short_side", "told"), [(32, "with 32"), (0, "as they are"), (None, ""), (64, "")])
+def test_metric_depth_at_another_scale_is_told(short_side: int | None, told: str, plan: Path, tmp_path: Path):
+    scenes = {"format": "pocket_scenes", "split": "few_shot", "count": 2}
+    changes = ["fit.updates=1", "fit.evaluations=1", "fit.views=1", "fit.size=[64, 64]", "validation=null"]
+    changes += [
+        f"data={json.dumps(scenes)}",
+        'tasks={"depth": {}}',
+        f"reading={json.dumps({'short_side': short_side})}",
+    ]
+    output = StringIO()
+    fit_from_plan(plan, tmp_path / "reader", changes, Console(file=output, width=1000))
+    assert ("warning: metric depth" in output.getvalue()) == bool(told)
+    assert told in output.getvalue()
 
 
 def test_without_a_validation_set_the_figures_are_those_that_chose_the_step(plan: Path, tmp_path: Path):
