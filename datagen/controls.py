@@ -62,6 +62,9 @@ class Control(Settings):
 class Fusion(Settings):
     """How the second drawing is made."""
 
+    strength: Annotated[float, Gt(0), Le(1)] = 1.0
+    """How far the second drawing is drawn anew: below 1 it begins from the enlarged first one, noised, and takes only
+    that share of the steps; 1 begins from pure noise, as DGInStyle does."""
     supersampling: Annotated[int, Ge(1)] = 2
     """Times the guide's size, in each direction, at which it is drawn; then it is shrunk to that size."""
     tile: Annotated[int, Ge(8)] | None = None

@@ -110,20 +110,24 @@ class Canvas:
                 pooled.append(_both(parts[2:], guided=guided))
         return torch.stack(tokens), torch.stack(pooled) if pooled else None
 
+    def enlarged(self, pictures: UInt8[np.ndarray, "batch _ _ 3"]) -> UInt8[np.ndarray, "batch height width 3"]:
+        """The first drawing at the size of this one."""
+        return np.stack([cv2.resize(each, self.size[::-1], interpolation=cv2.INTER_LANCZOS4) for each in pictures])
+
     def keep(
-        self, pictures: UInt8[np.ndarray, "batch height width 3"], seeds: Sequence[int]
+        self, first: UInt8[np.ndarray, "batch height width 3"], seeds: Sequence[int], *, skipped: int
     ) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
         """A step callback of pipelines: puts the large regions of the first drawing back after each step.
 
         They get the noise level that the state has then, always with the same noise, and none after the last step.
 
         Args:
-            pictures: the first drawing, of any size.
+            first: the first drawing, enlarged.
             seeds: of that noise, one for each picture.
+            skipped: how many of the scheduler's timesteps are left out at the beginning.
         """
-        large = np.stack([cv2.resize(each, self.size[::-1], interpolation=cv2.INTER_LANCZOS4) for each in pictures])
         # In the layout that noise has: the latents take it over, and the UNet rounds otherwise in another.
-        clean = self._checkpoint.encode(to_pixels(large, self._checkpoint.device)).contiguous()
+        clean = self._checkpoint.encode(to_pixels(first, self._checkpoint.device)).contiguous()
         noise = torch.stack([torch.randn(clean.shape[1:], generator=_stream(seed)) for seed in seeds]).to(clean)
         mask = self.settled[:, None].to(clean.device)
 
@@ -133,8 +137,8 @@ class Canvas:
             scheduler = copy.copy(pipeline.scheduler)
             latents: Tensor = tensors["latents"]
             state = clean
-            if step + 1 < len(scheduler.timesteps):
-                state = scheduler.add_noise(clean, noise, scheduler.timesteps[step + 1].repeat(len(clean)))
+            if (reached := skipped + step + 1) < len(scheduler.timesteps):
+                state = scheduler.add_noise(clean, noise, scheduler.timesteps[reached].repeat(len(clean)))
             return {"latents": torch.where(mask, state.to(latents.dtype), latents)}
 
         return put_back

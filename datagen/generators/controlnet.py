@@ -81,13 +81,14 @@ class Controlnet(StableDiffusion):
         self._controls = locate_controls(controls, taxonomy, model)
         self._fusion = fusion
         self._strength = strength
-        if not self._steps_drawn:
-            raise UserError(
-                f"found strength {strength:g} of {steps} steps, which leaves no step to draw, expected one at least; "
-                f"set strength to {math.ceil(100 / steps) / 100:g}, or raise `steps`"
-            )
-        for index, control in enumerate(controls):
-            _check_acts(control, self._steps_drawn, at=f"controls.{index}")
+        for at, share in {"strength": strength, "fusion.strength": fusion.strength if fusion else 1.0}.items():
+            if not (drawn := self._steps_drawn(share)):
+                raise UserError(
+                    f"found {at} {share:g} of {steps} steps, which leaves no step to draw, expected one at least; "
+                    f"set {at} to {math.ceil(100 / steps) / 100:g}, or raise `steps`"
+                )
+            for index, control in enumerate(controls):
+                _check_acts(control, drawn, at=f"controls.{index}")
         self._taxonomy = taxonomy
 
     @property
@@ -116,17 +117,18 @@ class Controlnet(StableDiffusion):
         if self._fusion is not None:
             return self._draw_twice(recipes, guides, self._fusion, size)
         signals = self._signals(guides)
+        self._unet.show(signals, skipped=self._skipped(self._strength))
         if self._strength < 1:
-            skipped = (self._steps - self._steps_drawn) * self._pipeline.scheduler.order
-            self._unet.show(signals, skipped=skipped)
-            return self._draw(recipes, image=_pictures(guides), strength=self._strength)
-        self._unet.show(signals)
+            return self._draw(recipes, self._redrawing, image=_pictures(guides), strength=self._strength)
         return self._draw(recipes, height=size[0], width=size[1])
 
-    @property
-    def _steps_drawn(self) -> int:
+    def _steps_drawn(self, strength: float) -> int:
         """How many of the steps are gone, as the pipelines of diffusers count them."""
-        return int(self._steps * self._strength)
+        return int(self._steps * strength)
+
+    def _skipped(self, strength: float) -> int:
+        """How many of the sampler's timesteps are left out at the beginning."""
+        return (self._steps - self._steps_drawn(strength)) * self._pipeline.scheduler.order
 
     def _draw_twice(
         self, recipes: Sequence[Recipe], guides: Sequence[Guide], fusion: Fusion, size: Size
@@ -150,10 +152,16 @@ class Controlnet(StableDiffusion):
         enlarged = [resize_guide(guide, whole) for guide in guides]
         canvas = Canvas(checkpoint, fusion, enlarged, tile=tile)
         windows = canvas.windows(self._pipeline, recipes, self._taxonomy.names, guided=self._guided)
-        self._unet.show(self._signals(enlarged), windows)
+        skipped = self._skipped(fusion.strength)
+        self._unet.show(self._signals(enlarged), windows, skipped=skipped)
         anew = [replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas")) for recipe in recipes]
-        kept = canvas.keep(pictures, [seed_for(recipe.seed, recipe.id, "kept") for recipe in recipes])
-        drawn = self._draw(anew, height=whole[0], width=whole[1], callback_on_step_end=kept)
+        large = canvas.enlarged(pictures)
+        kept = canvas.keep(large, [seed_for(recipe.seed, recipe.id, "kept") for recipe in recipes], skipped=skipped)
+        if fusion.strength < 1:
+            begun: dict[str, Any] = {"image": large.astype(np.float32) / 255, "strength": fusion.strength}
+            drawn = self._draw(anew, self._redrawing, **begun, callback_on_step_end=kept)
+        else:
+            drawn = self._draw(anew, height=whole[0], width=whole[1], callback_on_step_end=kept)
         return np.stack([resize_image(picture, size) for picture in drawn])
 
     def _signals(self, guides: Sequence[Guide]) -> list["Signal"]:
@@ -171,17 +179,21 @@ class Controlnet(StableDiffusion):
     @cached_property
     def _pipeline(self) -> Any:
         """The stock pipeline with a UNet that asks the ControlNets first."""
-        from diffusers import AutoPipelineForImage2Image
-
         from datagen.generators._controlled_unet import ControlledUnet
 
         checkpoint = self._model.checkpoint
         pipeline = super()._pipeline
-        if self._strength < 1:
-            pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
-            pipeline.set_progress_bar_config(disable=True)
         unet = ControlledUnet(checkpoint.unet, cell=checkpoint.vae_scale_factor, scheduler=pipeline.scheduler)
         pipeline.register_modules(unet=unet)
+        return pipeline
+
+    @cached_property
+    def _redrawing(self) -> Any:
+        """The same, but it begins from pictures."""
+        from diffusers import AutoPipelineForImage2Image
+
+        pipeline = AutoPipelineForImage2Image.from_pipe(self._pipeline)
+        pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def _signal(self, control: LocatedControl, network: Any, guides: Sequence[Guide]) -> "Signal":

@@ -84,14 +84,17 @@ class StableDiffusion:
         """
         return self._draw(recipes, **self._size)
 
-    def _draw(self, recipes: Sequence[Recipe], **more: Any) -> UInt8[np.ndarray, "batch height width 3"]:
-        """Call the pipeline, with what else it takes."""
+    def _draw(
+        self, recipes: Sequence[Recipe], pipeline: Any = None, **more: Any
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Call the pipeline, or another one, with what else it takes."""
         import torch  # here, not above: checking a plan and going past finished shards must not wait for it
 
         self._check_lengths(recipes)
+        pipeline = pipeline or self._pipeline
         if self._guidance_rescale:  # not given otherwise: the image-to-image pipelines of 1.x and 2.x do without
             more["guidance_rescale"] = self._guidance_rescale
-            if "guidance_rescale" not in inspect.signature(self._pipeline.__call__).parameters:
+            if "guidance_rescale" not in inspect.signature(pipeline.__call__).parameters:
                 raise UserError(
                     f"generator.guidance_rescale is {self._guidance_rescale}, which this model's pipeline from "
                     "pictures does not know; leave it out, or draw with strength 1"
@@ -99,7 +102,7 @@ class StableDiffusion:
         streams = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
         if "image" not in more:
             more |= self._begin(streams, more["height"], more["width"])
-        pictures = self._pipeline(
+        pictures = pipeline(
             prompt=[recipe.prompt for recipe in recipes],
             negative_prompt=negative_prompts(recipes),
             generator=streams,

@@ -29,7 +29,7 @@ from datagen.generators._fusion import Canvas, large_regions, tile_prompt
 from datagen.generators._tiles import feather, tiles
 from datagen.generators.controlnet import Controlnet
 from datagen.generators.stable_diffusion import StableDiffusion
-from datagen.guides import pad_guide
+from datagen.guides import guide_of, pad_guide
 from datagen.model import Model
 from datagen.plugins import choose_part
 from datagen.randomness import seed_for
@@ -288,11 +288,15 @@ def test_from_a_picture_the_parts_of_a_control_are_those_of_the_steps_gone(
 
 
 @pytest.mark.parametrize("steps", [3, 7, 25])
-def test_a_strength_that_leaves_no_step_is_told(steps: int, pipelines: Mapping[str, Path]):
+def test_a_strength_that_leaves_no_step_is_told(
+    steps: int, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
     with pytest.raises(UserError, match=rf"strength 0\.03 of {steps} steps, .* set strength to 0\.\d+, or") as caught:
         generator(pipelines["sd1"], strength=0.03, steps=steps)
     advised = float(str(caught.value).split("set strength to ")[1].split(",")[0])
     generator(pipelines["sd1"], strength=advised, steps=steps)
+    with pytest.raises(UserError, match=rf"fusion.strength 0\.03 of {steps} steps"):
+        generator(pipelines["sd1"], control(controls["sd1"]), fusion=Fusion(strength=0.03), steps=steps)
 
 
 @pytest.mark.parametrize("fusion", [None, Fusion(tile=32)])
@@ -383,14 +387,35 @@ def test_one_window_draws_the_plain_picture(
 
 
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
-@pytest.mark.parametrize("scheduler", [None, "ddim", "dpm_solver", "unipc", "euler"])
+def test_one_window_drawn_anew_in_part_is_image_to_image(
+    kind: str, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+):
+    """It begins from the first drawing, and what is drawn of it is what image to image draws."""
+    fusion = Fusion(strength=0.5, supersampling=1, tile=32, keep_above=1.0, tile_prompts=False)
+    square = [replace(recipe, guide=Guide(labels=labels(recipe.seed, 32, 32))) for recipe in RECIPES]
+    chosen = control(controls[kind])
+    found = generator(pipelines[kind], chosen, fusion=fusion).render(square)
+    first = generator(pipelines[kind], chosen).render(square)
+    begun = [
+        replace(recipe, seed=seed_for(recipe.seed, recipe.id, "canvas"), guide=replace(guide_of(recipe), image=picture))
+        for recipe, picture in zip(square, first, strict=True)
+    ]
+    same(found, generator(pipelines[kind], chosen, strength=0.5).render(begun) / 255)
+    assert np.abs(found.astype(int) - first).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+@pytest.mark.parametrize(
+    ("scheduler", "strength"),
+    [(None, 1.0), ("ddim", 1.0), ("dpm_solver", 0.5), ("unipc", 1.0), ("euler", 0.5)],
+)
 def test_large_regions_stay_as_drawn_first(
-    kind: str, scheduler: Any, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
+    kind: str, scheduler: Any, strength: float, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
 ):
     """Where all is one region, the second drawing is the first one, seen through the codec, whatever the sampler."""
     everything = Guide(labels={"semantic": semantic_map(np.ones(SIZE, np.uint8))})
     recipes = [replace(recipe, guide=everything) for recipe in RECIPES]
-    fusion = Fusion(supersampling=1, tile=32, keep_above=0.9)
+    fusion = Fusion(strength=strength, supersampling=1, tile=32, keep_above=0.9)
     chosen = control(controls[kind])
     found = generator(pipelines[kind], chosen, fusion=fusion, scheduler=scheduler).render(recipes)
     first = generator(pipelines[kind], chosen, scheduler=scheduler).render(recipes)
@@ -403,35 +428,46 @@ def test_large_regions_stay_as_drawn_first(
 
 
 @pytest.mark.parametrize(
-    "sampler",
+    ("sampler", "left_out"),
     [
-        diffusers.DDIMScheduler,
-        diffusers.DPMSolverMultistepScheduler,
-        diffusers.UniPCMultistepScheduler,
-        diffusers.PNDMScheduler,
-        diffusers.EulerDiscreteScheduler,
-        diffusers.HeunDiscreteScheduler,
+        (diffusers.DDIMScheduler, 0),
+        (diffusers.DDIMScheduler, 2),
+        (diffusers.DPMSolverMultistepScheduler, 0),
+        (diffusers.DPMSolverMultistepScheduler, 2),
+        (diffusers.UniPCMultistepScheduler, 0),
+        (diffusers.UniPCMultistepScheduler, 2),
+        (diffusers.PNDMScheduler, 0),  # begun later it takes its second step twice, which its timesteps do not say
+        (diffusers.EulerDiscreteScheduler, 0),
+        (diffusers.EulerDiscreteScheduler, 2),
+        (diffusers.HeunDiscreteScheduler, 0),
+        (diffusers.HeunDiscreteScheduler, 2),
     ],
 )
-def test_large_regions_are_put_back_at_the_noise_of_the_state(sampler: Any, pipelines: Mapping[str, Path]):
+def test_large_regions_are_put_back_at_the_noise_of_the_state(
+    sampler: Any, left_out: int, pipelines: Mapping[str, Path]
+):
     """A sampler that is told the noise of what is kept goes from state to state of it, so nothing is left to change."""
     model = Model(ModelReference(source=str(pipelines["sd1"]), dtype="float32"))
     everything = Guide(labels={"semantic": semantic_map(np.ones(SIZE, np.uint8))})
     canvas = Canvas(model.checkpoint, Fusion(keep_above=0.9), [everything] * 2, tile=32)
     assert canvas.settled.all()
     pictures, seeds = np.stack([image(seed, *SIZE) for seed in (0, 1)]), (3, 4)
-    put_back = canvas.keep(pictures, seeds)
     clean = model.checkpoint.encode(to_pixels(pictures, model.checkpoint.device))
     noise = torch.stack([torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     noise = noise.to(clean)
     config: Any = model.checkpoint.pipeline.scheduler.config
     scheduler = sampler.from_config({**config, "clip_sample": False})
     scheduler.set_timesteps(6)
-    state = scheduler.add_noise(clean, noise, scheduler.timesteps[:1].repeat(2))
-    for step, time in enumerate(scheduler.timesteps):
+    skipped = left_out * scheduler.order
+    if skipped and hasattr(scheduler, "set_begin_index"):  # as the pipelines from pictures do
+        scheduler.set_begin_index(skipped)
+    put_back = canvas.keep(pictures, seeds, skipped=skipped)
+    times = scheduler.timesteps[skipped:]
+    state = scheduler.add_noise(clean, noise, times[:1].repeat(2))
+    for step, time in enumerate(times):
         state = scheduler.step(noise, time, state).prev_sample
         kept = put_back(SimpleNamespace(scheduler=scheduler), step, time, {"latents": state})["latents"]
-        last = step + 1 == len(scheduler.timesteps)
+        last = step + 1 == len(times)
         torch.testing.assert_close(kept, clean if last else state, atol=1e-4, rtol=1e-4)
 
 
