@@ -7,7 +7,7 @@ never shown.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,10 +201,10 @@ class PDecoder(nn.Module):
         self.trunk = trunk
         self.tasks = nn.ModuleDict(dict(tasks))
 
-    def forward(self, bundle: FeatureBundle) -> dict[str, Any]:
-        """Raw output of each task's head: tensors, the batch first."""
+    def forward(self, bundle: FeatureBundle, tasks: Collection[str] | None = None) -> dict[str, Any]:
+        """Raw output of each task's head, or of these alone: tensors, the batch first."""
         features = self.trunk(bundle)
-        return {name: task(features) for name, task in self.tasks.items()}
+        return {name: task(features) for name, task in self.tasks.items() if tasks is None or name in tasks}
 
 
 def resize(x: Float[Tensor, "batch channels _ _"], size: tuple[int, ...]) -> Float[Tensor, "batch channels _ _"]:

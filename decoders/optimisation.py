@@ -278,7 +278,7 @@ def _pairs(
     decoder: PDecoder, tasks: Mapping[str, Task], name: str, held_out: Sequence[CachedView], device: torch.device
 ) -> Iterator[tuple[Any, Label]]:
     for view in held_out:
-        yield decode(decoder, tasks, _looks(view, device))[name], view.labels[name]
+        yield decode(decoder, {name: tasks[name]}, _looks(view, device))[name], view.labels[name]
 
 
 def _looks(view: CachedView, device: torch.device) -> Iterator[FeatureBundle]:
@@ -312,8 +312,9 @@ def _add(
     device: torch.device,
 ) -> None:
     """What is read in these views, to the scores of some tasks."""
+    asked = {name: tasks[name] for name in scores}
     for view in views:
-        outputs = decode(decoder, tasks, _looks(view, device))
+        outputs = decode(decoder, asked, _looks(view, device))
         for name in scores:
             parts = [outputs[name]] if isinstance(outputs[name], Tensor) else outputs[name]
             if not all(bool(part.isfinite().all()) for part in parts):

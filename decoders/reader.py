@@ -73,19 +73,21 @@ class Reader:
                 "one with the task semantic"
             )
         found: list[Float32[np.ndarray, "_ _"]] = [np.zeros(claim.shape, np.float32) for claim in claims]
-        for index, outputs in self._outputs(images):
+        for index, outputs in self._outputs(images, {"semantic": task}):
             found[index] = task.probability_of(outputs["semantic"], claims[index])
         return found
 
     @torch.inference_mode()
     def _read(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], thresholds: Mapping[str, float]) -> list[LabelSet]:
         labels: list[LabelSet] = [{} for _ in images]
-        for index, outputs in self._outputs(images):
+        for index, outputs in self._outputs(images, self.tasks):
             labels[index] = self._read_one(outputs, images[index].shape[:2], thresholds)
         return labels
 
-    def _outputs(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Number of each picture, grouped by size, and what every task's head gives for it."""
+    def _outputs(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], tasks: Mapping[str, Task]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Number of each picture, grouped by size, and what the heads of these tasks give for it."""
         settings = self.manifest.reading
         groups: dict[Size, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -107,7 +109,7 @@ class Reader:
                     )
                     for look in range(settings.looks)
                 )
-                outputs = decode(self._decoder, self.tasks, bundles)
+                outputs = decode(self._decoder, tasks, bundles)
                 for row, index in enumerate(batch):
                     yield index, {name: picture_of(output, row) for name, output in outputs.items()}
 

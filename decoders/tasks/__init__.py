@@ -128,8 +128,8 @@ def picture_of(output: OutputT, index: int) -> OutputT:
 
 
 def decode(decoder: nn.Module, tasks: Mapping[str, Task], looks: Iterable[FeatureBundle]) -> dict[str, Any]:
-    """What each task's head says of pictures after one or more looks at them."""
-    found = [decoder.to(bundle.image.device)(bundle.to(torch.float32)) for bundle in looks]
+    """What the heads of these of its tasks say of pictures after one or more looks at them."""
+    found = [decoder.to(bundle.image.device)(bundle.to(torch.float32), tasks) for bundle in looks]
     if len(found) == 1:
         return found[0]
     return {name: task.merge([one[name] for one in found]) for name, task in tasks.items()}
