@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cells import Cell, measure_all
-from benchmarks.readers import MODEL, OBJECTS, OURS, model_digest
+from benchmarks.readers import MODEL, NORMALS, OBJECTS, OURS, model_digest
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.pocket import world
 from decoders.calibration import PRIOR, Reliability
@@ -74,6 +74,7 @@ def main() -> None:
     common = {
         **OURS,
         **OBJECTS,
+        **NORMALS,
         "model": model_digest(),
         "rate": 4e-3,
         "seed": 0,

@@ -34,7 +34,17 @@ from benchmarks import clock
 from benchmarks.cells import Cell, measure_all, this_hardware
 from benchmarks.datasetdm import ClassRegions, EveryBlock, Recipe, depth_updates
 from benchmarks.few_shot_reader import interval
-from benchmarks.readers import MODEL, OBJECTS, OURS, LinearTrunk, Timed, UnetWithMemory, model_digest, perceiver_of
+from benchmarks.readers import (
+    MODEL,
+    NORMALS,
+    OBJECTS,
+    OURS,
+    LinearTrunk,
+    Timed,
+    UnetWithMemory,
+    model_digest,
+    perceiver_of,
+)
 from datagen.datasets import AnnotatedImages
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.instances import components
@@ -201,7 +211,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
                 continue
             one = fitted | {"seed": seed, "pictures": pictures}
             methods = [one | _of(name) | {"rate": rate} for name, (_, rate) in METHODS.items()]
-            cells += [cell | {"part": "scenes"} for cell in methods]
+            cells += [cell | NORMALS | {"part": "scenes"} for cell in methods]
             if pictures in (20, 100):
                 cells += [cell | {"part": "people"} for cell in methods if cell["method"] != "linear probe"]
             if pictures in (20, 100) and not seed:

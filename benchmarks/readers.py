@@ -33,6 +33,8 @@ OURS: dict[str, Any] = {"decoder": FORMAT}
 """Part of every cell that our decoder decides: what an earlier one gave is not taken for it."""
 OBJECTS: dict[str, Any] = {"objects": "queries and parts, whole"}
 """Part of every cell in which our head finds objects, whatever it stands on: as OURS."""
+NORMALS: dict[str, Any] = {"normals": "concentration from the angle"}
+"""Part of every cell in which our head says normals, or other tasks beside it."""
 MODEL = ModelReference(source="package://datagen.pocket/weights")
 
 
