@@ -161,6 +161,23 @@ def test_the_surer_head_has_the_higher_confidence():
     assert high > 0.9 > low
 
 
+def test_a_sure_direction_learns_as_much_as_an_unsure_one():
+    """Else what is sure, a road that faces up, drowns the rest, and the other tasks on the same trunk."""
+    task = Normals(trunk(), TAXONOMY)
+    target = task.target(turned(0))[None]
+    gradients: list[torch.Tensor] = []
+    for concentration in (0.0, 5.0):
+        output = torch.zeros(1, 5, 8, 8)
+        output[:, 1:3], output[:, 3] = math.sqrt(0.5), concentration
+        output.requires_grad_()
+        (gradient,) = torch.autograd.grad(task.loss(output, target), output)
+        gradients.append(gradient)
+    unsure, sure = gradients
+    torch.testing.assert_close(sure[:, :3], unsure[:, :3])
+    assert unsure[:, :3].abs().sum() > 0
+    assert sure[:, 3].mean() > 0 > unsure[:, 3].mean(), "at 45 degrees one is too sure, the other not enough"
+
+
 def test_vectors_of_other_lengths_and_other_maps_are_refused():
     task = Normals(trunk(), TAXONOMY)
     label = turned(0)
