@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A process for each core, eight at most; each file in one of them, as its tests share what is slow to make.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# A process for each core, eight at most; each file in one of them, as its tests share what is slow to make; in the order
+# of tests/conftest.py, the longest first.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo benchmark benchmark-full release-artifacts test test-slow test-gpu test-annotators test-full lint format
 .DEFAULT_GOAL := help

@@ -25,6 +25,13 @@ install_import_hook(["decoders", "datagen"], "beartype.beartype")
 settings.register_profile("untimed", deadline=None)  # how long a test takes says nothing on a shared machine
 settings.load_profile("untimed")
 
+_LONGEST = ("test_launchers.py", "test_labelling.py", "test_controlnet.py", "test_perceiver_unet.py", "test_probing.py")
+"""Files that take minutes: begun first, else one process runs the last of them while the other has nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
