@@ -185,6 +185,8 @@ def main() -> None:
     parser.add_argument("--root", default="../shared/data/camvid")
     parser.add_argument("--train-only", action="store_true", help="look, ControlNet and judges; measure nothing")
     chosen = parser.parse_args()
+    if not Path(chosen.root).is_dir():
+        parser.error(f"CamVid is not at {chosen.root}; give its folder, with train/ and val/ in it, as --root")
     if chosen.train_only:
         camvid_control(chosen.root, chosen.updates)
         photographs_judge(chosen.root)
