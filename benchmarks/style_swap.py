@@ -60,7 +60,7 @@ from datagen.sources.templates import Phrase
 from decoders.checkpoint import load_checkpoint
 from decoders.features import to_pixels
 from decoders.files import cache_folder, write_atomic
-from decoders.labels import categorical, semantic_ids, semantic_map
+from decoders.labels import DenseMap, categorical, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference, locate
 from decoders.tasks.semantic import SemanticScore
 
@@ -155,11 +155,18 @@ def distance(features: nn.Module, pictures: np.ndarray, others: np.ndarray) -> f
     return 1000 * float(metric.compute()[0])
 
 
-def judged(network: nn.Module, recipes: Sequence[Recipe], pictures: np.ndarray) -> dict[str, float]:
+def adherence(
+    network: nn.Module, pictures: UInt8[np.ndarray, "pictures height width 3"], asked: Sequence[DenseMap]
+) -> dict[str, float]:
+    """What a judge finds in pictures, against the layouts in the pocket world's classes."""
     score = SemanticScore(world.TAXONOMY)
-    for recipe, found in zip(recipes, judge.segment(network, pictures), strict=True):
-        score.add(semantic_map(found), categorical(guide_of(recipe).labels))
-    result = score.result()
+    for wanted, found in zip(asked, judge.segment(network, pictures), strict=True):
+        score.add(semantic_map(found), wanted)
+    return score.result()
+
+
+def judged(network: nn.Module, recipes: Sequence[Recipe], pictures: np.ndarray) -> dict[str, float]:
+    result = adherence(network, pictures, [categorical(guide_of(recipe).labels) for recipe in recipes])
     small = [result[f"iou/{name}"] for name in SMALL if f"iou/{name}" in result]
     features = JudgeFeatures(network)
     styles = {f"KID to {name}": distance(features, pictures, reference(name)) for name in REFERENCES}
@@ -188,6 +195,12 @@ def every_window() -> AbstractContextManager[object]:
     return mock.patch.object(_controlled_unet, "_is_settled", return_value=False)
 
 
+def in_batches(
+    generator: Controlnet, recipes: Sequence[Recipe], size: int = 4
+) -> UInt8[np.ndarray, "pictures height width 3"]:
+    return np.concatenate([generator.render(recipes[at : at + size]) for at in range(0, len(recipes), size)])
+
+
 def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, float]]:
     """Pictures of a setting, and calls and seconds of one."""
     setting = cell["setting"]
@@ -206,9 +219,9 @@ def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, f
     calls = Calls(cast(nn.Module, model.checkpoint.unet))
     begun = time.perf_counter()
     with every_window() if setting == "original" else nullcontext():
-        parts = [generator.render(recipes[start : start + 4]) for start in range(0, len(recipes), 4)]
+        pictures = in_batches(generator, recipes)
     seconds = time.perf_counter() - begun
-    return np.concatenate(parts), {
+    return pictures, {
         "calls": calls.close() / len(recipes),
         "seconds": seconds / len(recipes),
     }

@@ -33,7 +33,18 @@ from torch import nn
 from benchmarks.cells import Cell, measure_all
 from benchmarks.few_shot_reader import CAMVID
 from benchmarks.readers import MODEL, model_digest
-from benchmarks.style_swap import GUIDANCE, STEPS, JudgeFeatures, colored, distance, home, row_of, the_judge
+from benchmarks.style_swap import (
+    GUIDANCE,
+    STEPS,
+    JudgeFeatures,
+    adherence,
+    colored,
+    distance,
+    home,
+    in_batches,
+    row_of,
+    the_judge,
+)
 from datagen.adaptation import hardware, loop
 from datagen.adaptation.adapt import adapt
 from datagen.adaptation.control import control
@@ -52,7 +63,6 @@ from decoders.checkpoint import choose_device, load_checkpoint
 from decoders.files import write_atomic
 from decoders.labels import LabelSet, Taxonomy, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference
-from decoders.tasks.semantic import SemanticScore
 
 Ids = UInt8[np.ndarray, "pictures height width"]
 """Semantic ids in the pocket world's taxonomy, 0 where void."""
@@ -111,7 +121,8 @@ def photographs_judge(root: str) -> nn.Module:
     scenes = ScenePool(images=images, semantic=ids, depth=no_depth, notes=({},) * len(ids))
     schedule = loop.Schedule(updates=JUDGE_UPDATES, peak_rate=1e-3, average_decay=0.998)
     network = judge.build().to(choose_device(None))
-    return judge.train(network, scenes, folder=home() / f"camvid_judge_{JUDGE_UPDATES}", schedule=schedule)
+    folder = home() / f"camvid_judge_{JUDGE_UPDATES}"
+    return judge.train(network, scenes, folder=folder, schedule=schedule).eval().requires_grad_(False)
 
 
 def in_the_world(labels: LabelSet, taxonomy: Taxonomy) -> UInt8[np.ndarray, "height width"]:
@@ -119,29 +130,27 @@ def in_the_world(labels: LabelSet, taxonomy: Taxonomy) -> UInt8[np.ndarray, "hei
 
     A class that the world does not have becomes void.
     """
+    return _ids_in_the_world(taxonomy.names)[semantic_ids(labels)]
+
+
+@cache
+def _ids_in_the_world(names: tuple[str, ...]) -> UInt8[np.ndarray, " ids"]:
     words = load_plan(RESTYLE).source.values()["words"]
     known = list(world.TAXONOMY.names)
-    ids = [known.index(word) + 1 if (word := words.get(name, name)) in known else 0 for name in taxonomy.names]
-    return np.array([0, *ids], np.uint8)[semantic_ids(labels)]
-
-
-def adherence(network: nn.Module, images: UInt8[np.ndarray, "pictures height width 3"], asked: Ids) -> dict[str, float]:
-    score = SemanticScore(world.TAXONOMY)
-    for wanted, found in zip(asked, judge.segment(network.eval(), images), strict=True):
-        score.add(semantic_map(found), semantic_map(wanted))
-    return score.result()
+    ids = [known.index(word) + 1 if (word := words.get(name, name)) in known else 0 for name in names]
+    return np.array([0, *ids], np.uint8)
 
 
 def measure(cell: Cell, *, root: str) -> Mapping[str, Any]:
     hardware.keep_memory()
     setting = cell["setting"]
     asked = layouts(root, cell["pictures"], style=None if setting == "weathers" else PLAIN)
+    taxonomy = photographs(root, split="val").taxonomy
     theirs = np.stack([cast(Any, guide_of(recipe).image) for recipe in asked])
     if setting == "photographs":
         pictures = vae.reconstruct(load_checkpoint(MODEL).vae, theirs)
     else:
-        pictures = draw(cell, asked, root)
-    taxonomy = photographs(root, split="val").taxonomy
+        pictures = draw(cell, asked, root, taxonomy)
     ids = np.stack([in_the_world(guide_of(recipe).labels, taxonomy) for recipe in asked])
     shown = slice(0, len(asked), max(1, len(asked) // 8))
     rows = (theirs[shown], [colored(each) for each in ids[shown]], pictures[shown])
@@ -149,7 +158,7 @@ def measure(cell: Cell, *, root: str) -> Mapping[str, Any]:
     judges = {"photographs": photographs_judge(root), "world": the_judge(*cell["the world's judge"])}
     found: dict[str, float] = {}
     for name, network in judges.items():
-        result = adherence(network, pictures, ids)
+        result = adherence(network, pictures, [semantic_map(each) for each in ids])
         found |= {f"adherence, {name}": result["miou"]}
         found |= {f"{key}, {name}": value for key, value in result.items() if key.startswith("iou/")}
     features = JudgeFeatures(judges["photographs"])
@@ -161,7 +170,9 @@ def sheet_file(setting: str) -> Path:
     return home() / f"camvid_{setting.replace(' ', '_')}.png"
 
 
-def draw(cell: Cell, asked: Sequence[Recipe], root: str) -> UInt8[np.ndarray, "pictures height width 3"]:
+def draw(
+    cell: Cell, asked: Sequence[Recipe], root: str, taxonomy: Taxonomy
+) -> UInt8[np.ndarray, "pictures height width 3"]:
     weight = STRENGTHS[cell["setting"]]
     loras = (LoraReference(source=str(camvid_look(root)), weight=weight),) if weight else ()
     generator = Controlnet(
@@ -170,9 +181,9 @@ def draw(cell: Cell, asked: Sequence[Recipe], root: str) -> UInt8[np.ndarray, "p
         guidance=GUIDANCE,
         scheduler="ddim",
         model=Model(ModelReference(source=MODEL.source, loras=loras)),
-        taxonomy=photographs(root, split="val").taxonomy,
+        taxonomy=taxonomy,
     )
-    return np.concatenate([generator.render(asked[start : start + 4]) for start in range(0, len(asked), 4)])
+    return in_batches(generator, asked)
 
 
 def main() -> None:

@@ -407,7 +407,15 @@ def test_one_window_drawn_anew_in_part_is_image_to_image(
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 @pytest.mark.parametrize(
     ("scheduler", "strength"),
-    [(None, 1.0), ("ddim", 1.0), ("dpm_solver", 0.5), ("unipc", 1.0), ("euler", 0.5)],
+    [
+        (None, 1.0),
+        ("ddim", 1.0),
+        ("dpm_solver", 1.0),
+        ("unipc", 1.0),
+        ("euler", 1.0),
+        ("dpm_solver", 0.5),
+        ("euler", 0.5),
+    ],
 )
 def test_large_regions_stay_as_drawn_first(
     kind: str, scheduler: Any, strength: float, pipelines: Mapping[str, Path], controls: Mapping[str, Path]
