@@ -1,12 +1,13 @@
 """Style swap on the pocket world: are label maps kept, does the style move, what does fusion add and cost?
 
     python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--updates 1200] [--only pictures guidance cost rare]
+    python -m benchmarks.style_swap --only renders pictures --updates 3000 --scenes 4000    # trained longer, on fewer
 
 Source: streets in the game's look, clear, by day; asked for: photo looks, also in fog and snow, at dusk and at night.
 The layouts are scenes of the test seeds, which neither a ControlNet nor the judge has learned from. `swap` is the
-ControlNet that was trained beside the model with the game's LoRA, as `configs/control.yaml` says (it is shipped);
-`no swap` is one trained as long on the same pictures beside the model itself. All draw the same layouts with the same
-prompts from the same noise.
+ControlNet that was trained beside the model with the game's LoRA, as `configs/control.yaml` says (the shipped one, or
+with other `--updates` and `--scenes` one trained here); `no swap` is one trained as long on the same pictures beside
+the model itself. All draw the same layouts with the same prompts from the same noise.
 
 By the judge, a U-Net that learned from scenes of its own seeds and had no part in any of it: `adherence`, its mIoU
 against the layouts, of all classes and of the small ones; and style, the kernel distance (KID x 1000; arXiv 1801.01401)
@@ -25,6 +26,7 @@ each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused o
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -69,6 +71,8 @@ STEPS = 25
 GUIDANCE = 3.0
 LESS_GUIDANCE = (1.0, 1.5)
 SHIPPED = "package://datagen.pocket/control"
+SHIPPED_AFTER = (1200, 20_000)
+"""Updates, and scenes of the game."""
 GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
 ASKED: Mapping[str, Any] = {
     "look": ("photo", "film"),
@@ -97,15 +101,27 @@ def home() -> Path:
     return cache_folder() / "benchmarks" / "style_swap"
 
 
-def direct_control(updates: int) -> Path:
-    """The ControlNet without swap, trained as the shipped one but on the model as it is."""
-    chosen = [f"updates={updates}", "model.loras=[]", "adherence.reader=null", "adherence.fit=null", "tracker=none"]
-    return control(Path("configs/control.yaml"), home() / f"direct_{updates}", chosen).control
-
-
-def game_look() -> Path:
+def game_look(scenes: int) -> Path:
     """The file of the LoRA."""
-    return adapt(Path("configs/game_look.yaml"), cache_folder() / "game_look", ["prompts=[]"]).result
+    chosen = ["prompts=[]", f"data.count={scenes}"]
+    return adapt(Path("configs/game_look.yaml"), home() / f"look_{scenes}", chosen).result
+
+
+def own_control(name: str, updates: int, scenes: int, loras: Sequence[Path]) -> Path:
+    """A ControlNet trained as the shipped one, beside the model with these LoRA files."""
+    chosen = [f"updates={updates}", f"source.data.count={scenes}", "tracker=none"]
+    chosen += [f"model.loras={json.dumps([{'source': str(lora)} for lora in loras])}"]
+    chosen += ["adherence.reader=null", "adherence.fit=null"]
+    return control(Path("configs/control.yaml"), home() / f"{name}_{updates}_{scenes}", chosen).control
+
+
+def control_of(setting: str, updates: int, scenes: int) -> str:
+    """Where the ControlNet of a setting lies; trained first where it is not the shipped one."""
+    if setting == "no swap":
+        return str(own_control("direct", updates, scenes, ()))
+    if (updates, scenes) == SHIPPED_AFTER:
+        return SHIPPED
+    return str(own_control("swap", updates, scenes, (game_look(scenes),)))
 
 
 @cache
@@ -204,9 +220,10 @@ def in_batches(
 def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, float]]:
     """Pictures of a setting, and calls and seconds of one."""
     setting = cell["setting"]
-    loras = (LoraReference(source=str(game_look())),) if setting == "source model" else ()
+    scenes = cell.get("scenes", SHIPPED_AFTER[1])
+    loras = (LoraReference(source=str(game_look(scenes))),) if setting == "source model" else ()
     model = Model(ModelReference(source=MODEL.source, loras=loras))
-    source = str(direct_control(cell["updates"])) if setting == "no swap" else SHIPPED
+    source = control_of(setting, cell["updates"], scenes)
     generator = Controlnet(
         controls=(Control(source=source),),
         fusion={"fusion": FUSION, "fusion in part": IN_PART, "original": ORIGINAL}.get(setting),
@@ -277,12 +294,11 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
         "world": scene_cache.world_digest(),
         "model": model_digest(),
     }
-    drawn = judged_by | {
-        "control": control_digest(locate(SHIPPED, None, what="ControlNet", files=()))[:16],
-        "updates": chosen.updates,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-    }
+    drawn = judged_by | {"updates": chosen.updates, "steps": STEPS, "guidance": GUIDANCE}
+    if (chosen.updates, chosen.scenes) == SHIPPED_AFTER:
+        drawn["control"] = control_digest(locate(SHIPPED, None, what="ControlNet", files=()))[:16]
+    if chosen.scenes != SHIPPED_AFTER[1]:
+        drawn["scenes"] = chosen.scenes
     cells: list[Cell] = [
         judged_by | {"part": "renders", "setting": name, "pictures": chosen.pictures} for name in ("game", "asked")
     ]
@@ -307,15 +323,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--fused", type=int, default=100, help="pictures drawn with fusion, and again without")
     parser.add_argument("--original", type=int, default=32, help="pictures drawn as DGInStyle does")
-    parser.add_argument("--updates", type=int, default=1200, help="of the ControlNet without swap")
+    of_controls = "of the ControlNets; with others than those of the shipped one, one like it is trained"
+    parser.add_argument("--updates", type=int, default=SHIPPED_AFTER[0], help=of_controls)
+    parser.add_argument("--scenes", type=int, default=SHIPPED_AFTER[1], help="of the game, that ControlNets learn from")
     parser.add_argument("--judge-scenes", type=int, default=5000)
     parser.add_argument("--judge-updates", type=int, default=3000)
-    parser.add_argument("--train-only", choices=["judge", "no swap"], help="make this, and measure nothing")
+    parser.add_argument("--train-only", choices=["judge", "swap", "no swap"], help="make this, and measure nothing")
     chosen = parser.parse_args()
     if chosen.train_only == "judge":
         the_judge(chosen.judge_scenes, chosen.judge_updates)
     elif chosen.train_only:
-        direct_control(chosen.updates)
+        control_of(chosen.train_only, chosen.updates, chosen.scenes)
     else:
         report(measure_all("style_swap", all_cells(chosen), measure))
 
