@@ -58,7 +58,7 @@ class EveryBlock:
     def perceive(self, images: UInt8[np.ndarray, "batch height width 3"]) -> FeatureBundle:
         pixels = to_pixels(images, self.checkpoint.device)
         with self.checkpoint.bare():
-            latents = self.checkpoint.encode(pixels)  # noise of timestep 0 is next to none
+            latents = self.checkpoint.encode(pixels).to(self.checkpoint.dtype)  # noise of timestep 0 is next to none
             size = (int(pixels.shape[2]), int(pixels.shape[3]))
             without, _ = self._pass(latents, self.empty, size, classes=0)
             levels, attention = self._pass(latents, self.prompt, size, classes=self.prompt.shape[1])

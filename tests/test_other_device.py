@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from datagen.adaptation import adherence, denoising, samples
+from datagen.adaptation.control import control
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.evaluation import vision
 from datagen.launchers.local import Local
@@ -102,6 +103,14 @@ if REAL:  # the simulation rounds as the CPU does, has no autocast and is slow
     test_control_learns = control_tests.test_the_control_learns_and_the_model_stays
     test_adapt = adapt_tests.test_a_lora_lowers_the_loss_of_its_pictures_and_can_be_switched_off
     test_gradients_in_half_precision = control_tests.test_gradients_of_deep_levels_survive_a_model_in_half_precision
+
+
+@pytest.mark.skipif(not REAL, reason="asks the hardware: make test-gpu")
+def test_gradients_of_the_embedded_model_are_numbers(tmp_path: Path):
+    """Of cuDNN's attention on an H200 they were none at the 16th update of these."""
+    chosen = ["updates=24", "source.data.count=4000", "model.loras=[]", "tracker=none", "samples_every=1000"]
+    chosen += ["adherence.reader=null", "adherence.fit=null"]
+    assert control(Path("configs/control.yaml"), tmp_path, chosen).updates == 24
 
 
 def test_student_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -33,6 +33,21 @@ def half_precision(device: torch.device, *, needed: bool = False) -> Generator[N
         yield
 
 
+@contextmanager
+def without_cudnn_attention() -> Generator[None]:
+    """Attention by the other kernels of torch.
+
+    Gradients of cuDNN's in half precision are NaN for some inputs on Hopper GPUs, where torch prefers it since 2.11
+    (pytorch/pytorch#196678): the training of `configs/control.yaml` ended with its 16th update on an H200.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether operations on the device choose their number format themselves at the moment."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

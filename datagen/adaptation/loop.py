@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datagen.adaptation.hardware import without_cudnn_attention
 from datagen.adaptation.training_folder import LOG_FILE
 from datagen.adaptation.training_state import STATE_FILE, TrainingState
 from datagen.interruption import stop_signals
@@ -132,7 +133,8 @@ def advance(
     reporter = reporter or Printed(folder.name)
     log = _Log(folder, reporter, writes=peers.rank == 0)
     saved, patience = time.monotonic(), save_seconds
-    with stop_signals(lambda: log.say("stopping after this update; once more to stop at once")) as stopped:
+    stopping = stop_signals(lambda: log.say("stopping after this update; once more to stop at once"))
+    with without_cudnn_attention(), stopping as stopped:
         while state.step < schedule.updates:
             if teacher is not None:
                 state.teach(teacher)

@@ -62,11 +62,11 @@ def to_images(pictures: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarr
 def reconstruct(
     vae: AutoencoderKL, images: UInt8[np.ndarray, "batch height width 3"], *, batch_size: int = 16
 ) -> UInt8[np.ndarray, "batch height width 3"]:
-    """Through the codec and back, in float32, by the posterior's mode."""
+    """Through the codec and back, in its own number format, by the posterior's mode."""
     parts: list[np.ndarray] = []
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
-            pictures = to_pixels(images[start : start + batch_size], vae.device)
+            pictures = to_pixels(images[start : start + batch_size], vae.device).to(vae.dtype)
             parts.append(to_images(decode(vae, encode(vae, pictures).mode())))
     return np.concatenate(parts)
 

@@ -72,6 +72,23 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None
     ).read_bytes()
 
 
+def test_cudnn_attends_to_no_training(tmp_path: Path) -> None:
+    """Its gradients can be NaN on Hopper GPUs."""
+    seen: list[bool] = []
+
+    def loss(_number: int) -> Mapping[str, Tensor]:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        if len(seen) > 1:
+            raise KilledError
+        return {"loss": network(torch.zeros(4, 4)).mean()}
+
+    network = _network()
+    with pytest.raises(KilledError):
+        loop.advance(network, loss, folder=tmp_path, schedule=loop.Schedule(updates=3, peak_rate=0.1))
+    assert seen == [False, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_finished_training_does_nothing_and_more_updates_go_on(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     _train(tmp_path, updates=20)

@@ -1,5 +1,6 @@
 """The codec learns, keeps its latents when only its decoder is polished, and is measured honestly."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_psnr_of_a_known_error() -> None:
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     assert np.array_equal(vae.to_images(to_pixels(images, torch.device("cpu"))), images)
+
+
+def test_a_codec_in_half_precision_takes_pictures_too(tiny_vae: vae.AutoencoderKL, scenes: ScenePool) -> None:
+    """As a GPU has it."""
+    whole = vae.reconstruct(tiny_vae, scenes.images[:2])
+    half = vae.reconstruct(copy.deepcopy(tiny_vae).half(), scenes.images[:2])
+    assert half.dtype == np.uint8
+    assert np.abs(half.astype(int) - whole).mean() < 2
 
 
 def test_latents_hold_each_picture_and_its_mirror_image(
