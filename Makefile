@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 # of tests/conftest.py, the longest first.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo benchmark benchmark-full release-artifacts test test-slow test-gpu test-annotators test-full lint format
+.PHONY: help setup demo benchmark benchmark-full release-artifacts test test-slow test-gpu test-annotators annotators test-full lint \
+	format
 .DEFAULT_GOAL := help
 
 help:
@@ -57,7 +58,7 @@ release-artifacts: $(STAMP)
 	$(MAKE) benchmark-full
 
 test: $(STAMP)
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) $(CHOSEN)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) -m 'slow and not real_size' --timeout 900
@@ -65,9 +66,11 @@ test-slow: $(STAMP)
 test-gpu: $(STAMP)
 	DATAGEN_TEST_GPU=1 $(BIN)/pytest -m slow tests/test_other_device.py
 
-test-annotators: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[annotators]'
+test-annotators: annotators
 	$(BIN)/pytest tests/datagen/test_annotators.py
+
+annotators: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[annotators]'
 
 test-full: $(STAMP)
 	$(BIN)/pytest -m 'slow or real_size or not slow' --timeout 3600

@@ -6,8 +6,9 @@ the same samples of N = 100, Mask R-CNN. `dginstyle`: a game's labelled scenes, 
 as many drawn after their label maps in photo looks, any weather, any time, filtered by a reader that knows the game
 only; on photo looks clear by day, in adverse weather or light, and in the look and weather that the model never saw
 (DGInStyle, arXiv 2312.03048: +2.5 mIoU, about +7 on adverse sets). `camvid_N`: the model adapted to unlabelled
-photographs, a reader on N labelled ones. `of_renders_20` is no claim, but asks why one does not hold: as
-`datasetdm_20`, with renders in place of drawn pictures.
+photographs, a reader on N labelled ones. Two are no claims, but ask why one does not hold: `of_renders_20` is
+`datasetdm_20` with renders in place of drawn pictures, `rendered_styles` `dginstyle` with renders in place of restyled
+ones.
 """
 
 import json
@@ -213,6 +214,8 @@ HARDER: Mapping[str, Mapping[str, Any]] = {
     "adverse": {"look": PHOTO, "weather": ["fog", "snow"], "time": ["dusk", "night"]},
     "withheld": {"look": ["dashcam"], "weather": ["rain"], "time": ["day", "dusk", "night"]},
 }
+ASKED: Mapping[str, Any] = {"look": PHOTO, "weather": ["clear", "fog", "snow"], "time": ["day", "dusk", "night"]}
+"""What `configs/style_swap.yaml` draws."""
 
 
 _BY_A_STRANGER = 0.3
@@ -240,22 +243,29 @@ def dginstyle(scale: Scale, home: Path) -> Iterator[Step]:
             "threads": 1,
         },
     )
+    columns = [column for column in scale.columns if column != "synthetic"]
+    settings = {"synthetic.root": str(home / "restyled/exports/coco"), "columns": columns, **_from_the_game(scale)}
+    yield Step(verb="evaluate", config="evaluate", to=home / "dginstyle", settings=settings)
+
+
+def rendered_styles(scale: Scale, home: Path) -> Iterator[Step]:
+    """As `dginstyle`, but the game's streets are rendered in other styles instead of drawn: what could be reached?"""
+    restyled = {**SOURCE, "count": scale.restyled, **ASKED}
+    settings = {"synthetic": restyled, "columns": ["real", "both"], **_from_the_game(scale)}
+    yield Step(verb="evaluate", config="evaluate", to=home / "rendered_styles", settings=settings)
+
+
+def _from_the_game(scale: Scale) -> dict[str, Any]:
+    """Students that know the game's scenes, on what the game never shows."""
     tested = {"format": "pocket_scenes", "split": "test", "seed": _TEST_SEED, "count": scale.test}
-    yield Step(
-        verb="evaluate",
-        config="evaluate",
-        to=home / "dginstyle",
-        settings={
-            "real": source,
-            "real_counts": [scale.source_scenes],
-            "synthetic.root": str(home / "restyled/exports/coco"),
-            "test": {**tested, **NORMAL},
-            "more_tests": HARDER,
-            "columns": [column for column in scale.columns if column != "synthetic"],
-            "curve_counts": None,
-            **_trained(scale),
-        },
-    )
+    return {
+        "real": {**SOURCE, "count": scale.source_scenes},
+        "real_counts": [scale.source_scenes],
+        "test": {**tested, **NORMAL},
+        "more_tests": HARDER,
+        "curve_counts": None,
+        **_trained(scale),
+    }
 
 
 def camvid(count: int) -> Claim:
@@ -292,6 +302,7 @@ CLAIMS: Mapping[str, Claim] = {
     "objects": objects,
     "of_renders_20": renders(20),
     "dginstyle": dginstyle,
+    "rendered_styles": rendered_styles,
     "camvid_20": camvid(20),
     "camvid_60": camvid(60),
 }

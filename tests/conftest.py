@@ -25,12 +25,21 @@ install_import_hook(["decoders", "datagen"], "beartype.beartype")
 settings.register_profile("untimed", deadline=None)  # how long a test takes says nothing on a shared machine
 settings.load_profile("untimed")
 
-_LONGEST = ("test_launchers.py", "test_labelling.py", "test_controlnet.py", "test_perceiver_unet.py", "test_probing.py")
+_LONGEST = (
+    "test_other_device.py",
+    "test_launchers.py",
+    "test_labelling.py",
+    "test_controlnet.py",
+    "test_evaluation.py",
+    "test_perceiver_unet.py",
+    "test_probing.py",
+)
 """Files that take minutes: begun first, else one process runs the last of them while the other has nothing left."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
