@@ -205,17 +205,17 @@ def _trained(scale: Scale) -> dict[str, Any]:
 
 _TEST_SEED = 1000
 """The first 200 test scenes were looked at while all this was built."""
-GAME: Mapping[str, Any] = {"look": ["game"], "weather": ["clear"], "time": ["day"]}
+GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
 SOURCE: Mapping[str, Any] = {"format": "pocket_scenes", "split": "prior", "seed": 100_000, **GAME}
 """What the shipped ControlNet has learned from."""
-PHOTO = ["photo", "film"]
-NORMAL: Mapping[str, Any] = {"look": PHOTO, "weather": ["clear"], "time": ["day"]}
+PHOTO = ("photo", "film")
+NORMAL: Mapping[str, Any] = {"look": PHOTO, "weather": ("clear",), "time": ("day",)}
 HARDER: Mapping[str, Mapping[str, Any]] = {
-    "adverse": {"look": PHOTO, "weather": ["fog", "snow"], "time": ["dusk", "night"]},
-    "withheld": {"look": ["dashcam"], "weather": ["rain"], "time": ["day", "dusk", "night"]},
+    "adverse": {"look": PHOTO, "weather": ("fog", "snow"), "time": ("dusk", "night")},
+    "withheld": {"look": ("dashcam",), "weather": ("rain",), "time": ("day", "dusk", "night")},
 }
-ASKED: Mapping[str, Any] = {"look": PHOTO, "weather": ["clear", "fog", "snow"], "time": ["day", "dusk", "night"]}
-"""What `configs/style_swap.yaml` draws."""
+ASKED: Mapping[str, Any] = {"look": PHOTO, "weather": ("clear", "fog", "snow"), "time": ("day", "dusk", "night")}
+"""What `configs/style_swap.yaml` and `benchmarks.style_swap` ask for."""
 
 
 _BY_A_STRANGER = 0.3

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from benchmarks.cells import Cell, measure_all
+from benchmarks.claims import ASKED, GAME, HARDER
 from benchmarks.readers import MODEL, model_digest
 from datagen.adaptation import hardware
 from datagen.adaptation.adapt import adapt
@@ -73,20 +74,13 @@ LESS_GUIDANCE = (1.0, 1.5)
 SHIPPED = "package://datagen.pocket/control"
 SHIPPED_AFTER = (1200, 20_000)
 """Updates, and scenes of the game."""
-GAME: Mapping[str, Any] = {"look": ("game",), "weather": ("clear",), "time": ("day",)}
-ASKED: Mapping[str, Any] = {
-    "look": ("photo", "film"),
-    "weather": ("clear", "fog", "snow"),
-    "time": ("day", "dusk", "night"),
-}
-WITHHELD: Mapping[str, Any] = {"look": ("dashcam",), "weather": ("rain",), "time": ("day", "dusk", "night")}
 STYLE = {
     "look": ("a photo", "a film photo"),
     "weather": ("clear weather", "fog", "snow"),
     "time": ("by day", "at dusk", "at night"),
 }
 """The words for `ASKED`."""
-REFERENCES = {"asked": ASKED, "game": GAME, "withheld": WITHHELD}
+REFERENCES: Mapping[str, Mapping[str, Any]] = {"asked": ASKED, "game": GAME, "withheld": HARDER["withheld"]}
 REFERENCE_SCENES = 500
 _FIRST_REFERENCE = 10_000
 """Of the test seeds, far from the layouts."""
@@ -107,21 +101,26 @@ def game_look(scenes: int) -> Path:
     return adapt(Path("configs/game_look.yaml"), home() / f"look_{scenes}", chosen).result
 
 
-def own_control(name: str, updates: int, scenes: int, loras: Sequence[Path]) -> Path:
-    """A ControlNet trained as the shipped one, beside the model with these LoRA files."""
-    chosen = [f"updates={updates}", f"source.data.count={scenes}", "tracker=none"]
-    chosen += [f"model.loras={json.dumps([{'source': str(lora)} for lora in loras])}"]
-    chosen += ["adherence.reader=null", "adherence.fit=null"]
-    return control(Path("configs/control.yaml"), home() / f"{name}_{updates}_{scenes}", chosen).control
+def trained_control(plan: Path, to: Path, *, loras: Sequence[Path], chosen: Sequence[str]) -> Path:
+    """A ControlNet learned beside the model with these LoRA files; judges measure it afterwards, no reader meanwhile.
+
+    Args:
+        chosen: more overrides of the plan.
+    """
+    beside = json.dumps([{"source": str(lora)} for lora in loras])
+    unjudged = ["adherence.reader=null", "adherence.fit=null", "tracker=none"]
+    return control(plan, to, [*chosen, f"model.loras={beside}", *unjudged]).control
 
 
 def control_of(setting: str, updates: int, scenes: int) -> str:
     """Where the ControlNet of a setting lies; trained first where it is not the shipped one."""
-    if setting == "no swap":
-        return str(own_control("direct", updates, scenes, ()))
-    if (updates, scenes) == SHIPPED_AFTER:
+    swaps = setting != "no swap"
+    if swaps and (updates, scenes) == SHIPPED_AFTER:
         return SHIPPED
-    return str(own_control("swap", updates, scenes, (game_look(scenes),)))
+    to = home() / f"{'swap' if swaps else 'direct'}_{updates}_{scenes}"
+    loras = [game_look(scenes)] if swaps else []
+    chosen = [f"updates={updates}", f"source.data.count={scenes}"]
+    return str(trained_control(Path("configs/control.yaml"), to, loras=loras, chosen=chosen))
 
 
 @cache
@@ -297,7 +296,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
     drawn = judged_by | {"updates": chosen.updates, "steps": STEPS, "guidance": GUIDANCE}
     if (chosen.updates, chosen.scenes) == SHIPPED_AFTER:
         drawn["control"] = control_digest(locate(SHIPPED, None, what="ControlNet", files=()))[:16]
-    if chosen.scenes != SHIPPED_AFTER[1]:
+    else:
         drawn["scenes"] = chosen.scenes
     cells: list[Cell] = [
         judged_by | {"part": "renders", "setting": name, "pictures": chosen.pictures} for name in ("game", "asked")

@@ -44,10 +44,10 @@ from benchmarks.style_swap import (
     in_batches,
     row_of,
     the_judge,
+    trained_control,
 )
 from datagen.adaptation import hardware, loop
 from datagen.adaptation.adapt import adapt
-from datagen.adaptation.control import control
 from datagen.controls import Control
 from datagen.datasets import AnnotatedImages, data_digest
 from datagen.files import encode_png
@@ -98,10 +98,9 @@ def camvid_look(root: str) -> Path:
 
 
 def camvid_control(root: str, updates: int) -> Path:
-    loras = json.dumps([{"source": str(camvid_look(root))}])
-    chosen = [f"updates={updates}", f"model.loras={loras}", f"source.data.root={root}", "tracker=none"]
-    chosen += [f"adherence.source.data.root={root}", "adherence.reader=null", "adherence.fit=null"]
-    return control(Path("configs/camvid_control.yaml"), home() / f"camvid_control_{updates}", chosen).control
+    chosen = [f"updates={updates}", f"source.data.root={root}", f"adherence.source.data.root={root}"]
+    to = home() / f"camvid_control_{updates}"
+    return trained_control(Path("configs/camvid_control.yaml"), to, loras=[camvid_look(root)], chosen=chosen)
 
 
 @cache
