@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks.cells import RESULTS, read_results, this_hardware, write_results
-from benchmarks.claims import CLAIMS, SCALES, Dataset, Scale
+from benchmarks.claims import CLAIMS, SCALES, Dataset, Scale, Step
 from benchmarks.readers import model_digest
 from datagen.datasets.coco import ANNOTATIONS
 from datagen.evaluation.columns import Cell
@@ -58,17 +58,25 @@ def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str,
     """
     steps = list(CLAIMS[name](scale, home))
     for step in steps:
-        print(shlex.join(["datagen", *step.arguments()]), flush=True)
-        if isinstance(step, Dataset) and (step.to / ANNOTATIONS).exists():
-            continue
-        launcher = [sys.executable]
-        if processes > 1 and step.verb in ("generate", "evaluate"):
-            launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-            launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
-        subprocess.run([*launcher, "-m", "datagen", *step.arguments()], check=True)
+        run(step, processes=processes)
     results = read_json(home / name / RESULTS_FILE)
     commands = [shlex.join(["datagen", *step.arguments()]).replace(str(home), "HOME") for step in steps]
     return {"commands": commands, "cells": results, "made_with": _made_with()}
+
+
+def run(step: Step | Dataset, *, processes: int) -> None:
+    """
+    Raises:
+        CalledProcessError: it failed, after it has told why.
+    """
+    print(shlex.join(["datagen", *step.arguments()]), flush=True)
+    if isinstance(step, Dataset) and (step.to / ANNOTATIONS).exists():
+        return
+    launcher = [sys.executable]
+    if processes > 1 and step.verb in ("generate", "evaluate"):
+        launcher += ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+        launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
+    subprocess.run([*launcher, "-m", "datagen", *step.arguments()], check=True)
 
 
 def _made_with() -> dict[str, str]:

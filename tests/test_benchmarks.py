@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells, claims, style_swap_camvid, worth, written
+from benchmarks import cells, claims, mixes, style_swap_camvid, worth, written
 from benchmarks.few_shot_reader import interval
 from datagen.adaptation.adapt_plan import load_adapt_plan
-from datagen.evaluation.evaluate_plan import load_evaluate_plan
+from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
 from datagen.fit_plan import load_fit_plan
 from datagen.plan import load_plan
 from datagen.pocket import world
@@ -94,6 +94,35 @@ def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path:
         assert step.to.parent == tmp_path
     _, config, _, _, _, *chosen = steps[-1].arguments()
     assert load_evaluate_plan(Path(config), chosen).mixed_updates is None, "equal updates in all columns"
+
+
+@pytest.mark.parametrize("claim", mixes.MIXES)
+def test_a_mix_changes_what_it_says_and_is_chosen_by_scenes_of_its_own(
+    claim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mixes.scene_cache, "world_digest", lambda: "known")  # which draws scenes
+
+    def scenes_of(plan: EvaluatePlan) -> set[tuple[Any, ...]]:
+        tests = [test.values() for test in (plan.test, *plan.more_tests.values())]
+        return {(test["split"], test["seed"] + number) for test in tests for number in range(test["count"])}
+
+    def plan_of(study: claims.Step) -> EvaluatePlan:
+        return load_evaluate_plan(Path(f"configs/{study.config}.yaml"), study.arguments()[5:])
+
+    asked = list(mixes.all_cells([claim], [0]))
+    *_, tested = claims.CLAIMS[claim](mixes.SCALE, tmp_path)
+    assert isinstance(tested, claims.Step)
+    folders = set[Path]()
+    for cell in asked:
+        made, study = mixes.steps_of(cell)
+        plan = plan_of(study)
+        assert (plan.columns, plan.seeds, plan.real_share) == ((cell["column"],), (0,), cell["real share"])
+        assert not scenes_of(plan) & scenes_of(plan_of(tested))
+        assert made[-1].settings.items() >= cell["made"].items()
+        load_plan(Path(f"configs/{made[-1].config}.yaml"), made[-1].arguments()[5:])
+        assert plan.synthetic.values()["root"] == made[-1].to / "exports/coco"
+        folders.add(study.to)
+    assert len(folders) == len(asked), "no cell is kept in another's place"
 
 
 def test_a_map_of_photographs_is_read_in_the_words_of_the_pocket_world():
