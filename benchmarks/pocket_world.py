@@ -68,7 +68,7 @@ def train(scenes: scene_cache.ScenePool, *, folder: Path, coarse_updates: int, u
     """First the coarse U-Net alone, as the judge is trained; then all of it, by cross-entropy and Dice, half of the
     batches zoomed in. Returns the averaged network."""
     network = FullSizeUnet()
-    schedule = loop.Schedule(updates=coarse_updates, peak_rate=1e-3, average_decay=0.998)
+    schedule = judge.schedule_of(coarse_updates)
     device = choose_device(None)
     coarse = judge.train(judge.build().to(device), scenes, folder=folder / "coarse", schedule=schedule)
     network.coarse.load_state_dict(coarse.state_dict())

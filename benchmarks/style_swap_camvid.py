@@ -46,7 +46,7 @@ from benchmarks.style_swap import (
     the_judge,
     trained_control,
 )
-from datagen.adaptation import hardware, loop
+from datagen.adaptation import hardware
 from datagen.adaptation.adapt import adapt
 from datagen.controls import Control
 from datagen.datasets import AnnotatedImages, data_digest
@@ -118,9 +118,9 @@ def photographs_judge(root: str) -> nn.Module:
     ids, images = train_photographs(root)
     no_depth = np.zeros(ids.shape, np.float16)  # which no judge asks for
     scenes = ScenePool(images=images, semantic=ids, depth=no_depth, notes=({},) * len(ids))
-    schedule = loop.Schedule(updates=JUDGE_UPDATES, peak_rate=1e-3, average_decay=0.998)
     network = judge.build().to(choose_device(None))
     folder = home() / f"camvid_judge_{JUDGE_UPDATES}"
+    schedule = judge.schedule_of(JUDGE_UPDATES)
     return judge.train(network, scenes, folder=folder, schedule=schedule).eval().requires_grad_(False)
 
 

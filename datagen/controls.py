@@ -14,7 +14,7 @@ from PIL import Image
 
 from datagen.conditions import Condition
 from datagen.conditions.palette import Palette
-from datagen.files import read_image
+from datagen.files import read_image, read_json
 from datagen.model import Model
 from datagen.plan import part_identity
 from datagen.plugins import OneOf, Part, built, choose_part
@@ -260,12 +260,14 @@ def _about(folder: Path) -> Mapping[str, Any] | None:
     path = folder / ABOUT_FILE
     if not path.exists():
         return None
-    try:
-        about: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assert {"condition", "classes"} <= about.keys()
-    except (OSError, ValueError, AssertionError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}), expected what `datagen control` writes; train again") from None
-    return about
+    about = read_json(path)
+    match about:
+        case {"condition": str() | {}, "classes": [*_]}:
+            return about
+        case _:
+            raise UserError(
+                f"{path} says no condition and classes, expected what `datagen control` writes; train again"
+            )
 
 
 def _check_classes(about: Mapping[str, Any], taxonomy: Taxonomy, folder: Path) -> None:

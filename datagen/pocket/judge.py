@@ -35,6 +35,11 @@ def build() -> nn.Module:
     return cast(nn.Module, network)
 
 
+def schedule_of(updates: int) -> loop.Schedule:
+    """How judges learn in so many updates."""
+    return loop.Schedule(updates=updates, peak_rate=1e-3, average_decay=0.998)
+
+
 def train(
     network: nn.Module, scenes: ScenePool, *, folder: Path, schedule: loop.Schedule, batch_size: int = 16, seed: int = 2
 ) -> nn.Module:

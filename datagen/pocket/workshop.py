@@ -203,5 +203,5 @@ class Workshop:
             judge.build().to(self.device),
             self.pool("judge", self.judge_scenes),
             folder=folder or self.folder / "judge",
-            schedule=loop.Schedule(updates=self.updates["judge"], peak_rate=1e-3, average_decay=0.998),
+            schedule=judge.schedule_of(self.updates["judge"]),
         )

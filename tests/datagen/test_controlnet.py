@@ -619,6 +619,11 @@ def test_wrong_controls_are_told(tmp_path: Path, pipelines: Mapping[str, Path], 
     told("was trained on the classes sky, car, but", control(copied))
     one_hot: Any = choose_part("conditions", "one_hot", at="condition")
     told("was trained on the classes sky, car, but", Control(source=str(copied), condition=one_hot))
+    for damaged in ('["sky"]', '{"classes": ["sky"]}', '{"condition": "one_hot", "classes": 3}'):
+        (copied / ABOUT_FILE).write_text(damaged)
+        told("expected what `datagen control` writes; train again", Control(source=str(copied)))
+    (copied / ABOUT_FILE).write_text("{")
+    told("cannot be read as JSON", Control(source=str(copied)))
     (copied / ABOUT_FILE).write_text(json.dumps(about | {"classes": TAXONOMY.names}))
     same = generator(pipelines["sd1"], Control(source=str(copied))).render(RECIPES)
     np.testing.assert_array_equal(same, generator(pipelines["sd1"], control(controls["sd1"])).render(RECIPES))
