@@ -55,7 +55,10 @@ release-artifacts: $(STAMP)
 	$(BIN)/python -m datagen.pocket.ship models/control
 	for each in "few_shot_reader pocket" pocket_world confidence long_tail reader_tasks open_vocabulary style_swap; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done
+	test ! -d ../shared/data/camvid || for each in "few_shot_reader camvid" style_swap_camvid; do \
+		$(BIN)/python -m benchmarks.$$each || exit 1; done
 	$(MAKE) benchmark-full
+	$(BIN)/python -m benchmarks.mixes
 
 test: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) $(CHOSEN)
