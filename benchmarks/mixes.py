@@ -22,6 +22,7 @@ import torch
 from benchmarks.cells import Cell, measure_all
 from benchmarks.claims import CLAIMS, HARDER, NORMAL, SCALES, Step
 from benchmarks.readers import model_digest
+from benchmarks.style_swap import IN_PART
 from benchmarks.worth import headlines_of, run
 from datagen.evaluation.evaluate import RESULTS_FILE
 from datagen.files import read_json
@@ -53,10 +54,7 @@ class Mix:
 
 
 _LESS: Mapping[str, Any] = {"generator.guidance": 1.0}
-_FUSED: Mapping[str, Any] = {
-    **_LESS,
-    "generator.fusion": {"supersampling": 2, "overlap": 0.5, "keep_above": 0.08, "strength": 0.6},
-}
+_FUSED: Mapping[str, Any] = {**_LESS, "generator.fusion": IN_PART.model_dump(exclude_unset=True)}
 MIXES: Mapping[str, tuple[Mix, ...]] = {
     "datasetdm_20": (
         Mix(column="real"),

@@ -65,7 +65,8 @@ def measure(name: str, scale: Scale, home: Path, *, processes: int) -> dict[str,
 
 
 def run(step: Step | Dataset, *, processes: int) -> None:
-    """
+    """As a process of its own, or several where it pays; a dataset that is there is not made again.
+
     Raises:
         CalledProcessError: it failed, after it has told why.
     """
