@@ -26,7 +26,10 @@ each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused o
 """
 
 import argparse
+import hashlib
+import io
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,7 +44,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks.cells import Cell, measure_all
+from benchmarks.cells import Cell, measure_all, this_hardware
 from benchmarks.claims import ASKED, GAME, HARDER
 from benchmarks.readers import MODEL, model_digest
 from datagen.adaptation import hardware
@@ -49,7 +52,7 @@ from datagen.adaptation.adapt import adapt
 from datagen.adaptation.control import control
 from datagen.controls import Control, Fusion, control_digest
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.files import encode_png
+from datagen.files import encode_png, json_bytes
 from datagen.generators import _controlled_unet
 from datagen.generators.controlnet import Controlnet
 from datagen.guides import guide_of
@@ -69,6 +72,7 @@ from decoders.tasks.semantic import SemanticScore
 
 SMALL = ("pole", "traffic sign", "bicycle", "person")
 STEPS = 25
+BATCH = 4
 GUIDANCE = 3.0
 LESS_GUIDANCE = (1.0, 1.5)
 SHIPPED = "package://datagen.pocket/control"
@@ -211,13 +215,16 @@ def every_window() -> AbstractContextManager[object]:
 
 
 def in_batches(
-    generator: Controlnet, recipes: Sequence[Recipe], size: int = 4
+    generator: Controlnet, recipes: Sequence[Recipe], size: int = BATCH
 ) -> UInt8[np.ndarray, "pictures height width 3"]:
     return np.concatenate([generator.render(recipes[at : at + size]) for at in range(0, len(recipes), size)])
 
 
 def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, float]]:
-    """Pictures of a setting, and calls and seconds of one."""
+    """Pictures of a setting, and calls and seconds of one.
+
+    Each batch is kept until the cell is measured: one of the original's takes minutes on a CPU.
+    """
     setting = cell["setting"]
     scenes = cell.get("scenes", SHIPPED_AFTER[1])
     loras = (LoraReference(source=str(game_look(scenes))),) if setting == "source model" else ()
@@ -232,15 +239,35 @@ def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, f
         model=model,
         taxonomy=world.TAXONOMY,
     )
+    batches: list[Mapping[str, np.ndarray]] = []
+    for at in range(0, len(recipes), BATCH):
+        kept = drawn_folder(cell) / f"{at}.npz"
+        if not kept.exists():
+            with every_window() if setting == "original" else nullcontext():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(kept, drawn_batch(generator, model, recipes[at : at + BATCH]))
+        with np.load(kept) as stored:
+            batches.append(dict(stored))
+    costs = {name: float(sum(batch[name] for batch in batches)) / len(recipes) for name in ("calls", "seconds")}
+    return np.concatenate([batch["pictures"] for batch in batches]), costs
+
+
+def drawn_batch(generator: Controlnet, model: Model, recipes: Sequence[Recipe]) -> bytes:
+    """A batch as NPZ: its `pictures`, and the `calls` and `seconds` that they took together."""
     calls = Calls(cast(nn.Module, model.checkpoint.unet))
     begun = time.perf_counter()
-    with every_window() if setting == "original" else nullcontext():
-        pictures = in_batches(generator, recipes)
+    pictures = generator.render(recipes)
     seconds = time.perf_counter() - begun
-    return pictures, {
-        "calls": calls.close() / len(recipes),
-        "seconds": seconds / len(recipes),
-    }
+    file = io.BytesIO()
+    np.savez(file, pictures=pictures, calls=calls.close(), seconds=seconds)
+    return file.getvalue()
+
+
+def drawn_folder(cell: Cell) -> Path:
+    """Where the batches of a cell lie while it is measured; which judge reads them makes no difference."""
+    what = {name: value for name, value in cell.items() if not name.startswith("judge")}
+    key = hashlib.sha256(json_bytes(what | {"hardware": this_hardware()})).hexdigest()[:16]
+    return home() / f"drawn_{key}"
 
 
 def measure(cell: Cell) -> Mapping[str, Any]:
@@ -255,7 +282,9 @@ def measure(cell: Cell) -> Mapping[str, Any]:
     maps = [colored(semantic_ids(guide_of(recipe).labels)) for recipe in recipes[:8]]
     sheet = np.concatenate([row_of(maps), row_of(pictures[:8])])
     write_atomic(home() / f"{cell['setting']}_{cell['guidance']:g}.png", encode_png(sheet))
-    return judged(network, recipes, pictures) | costs
+    result = judged(network, recipes, pictures) | costs
+    shutil.rmtree(drawn_folder(cell))  # code may change before these are wanted again
+    return result
 
 
 def rendered(cell: Cell, recipes: Sequence[Recipe]) -> UInt8[np.ndarray, "pictures height width 3"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells, claims, mixes, style_swap_camvid, worth, written
+from benchmarks import cells, claims, mixes, style_swap, style_swap_camvid, worth, written
 from benchmarks.few_shot_reader import interval
 from datagen.adaptation.adapt_plan import load_adapt_plan
 from datagen.evaluation.evaluate_plan import EvaluatePlan, load_evaluate_plan
@@ -132,6 +132,37 @@ def test_a_map_of_photographs_is_read_in_the_words_of_the_pocket_world():
     asked = style_swap_camvid.in_the_world(labels, taxonomy)
     known = ("void", *world.TAXONOMY.names)
     assert [known[each] for each in asked[0]] == ["void", "sky", "sidewalk", "traffic sign", "void", "person"]
+
+
+def test_pictures_that_were_drawn_before_an_interruption_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = list[int]()
+    lasts_for = 3
+
+    class Interrupted:
+        """Draws each number as a grey level."""
+
+        def __init__(self, **_settings: object) -> None:
+            pass
+
+        def render(self, recipes: list[int]) -> np.ndarray:
+            if len(drawn) == lasts_for:
+                raise KeyboardInterrupt
+            drawn.extend(recipes)
+            return np.stack([np.full((2, 3, 3), number, np.uint8) for number in recipes])
+
+    monkeypatch.setattr(style_swap, "home", lambda: tmp_path)
+    monkeypatch.setattr(style_swap, "Controlnet", Interrupted)
+    monkeypatch.setattr(style_swap, "BATCH", 3)
+    cell = {"setting": "swap", "updates": style_swap.SHIPPED_AFTER[0], "steps": 2, "guidance": 1.0, "judge scenes": 5}
+    recipes: Any = list(range(7))
+    with pytest.raises(KeyboardInterrupt):
+        style_swap.draw(cell, recipes)
+    assert drawn == [0, 1, 2]
+    lasts_for = 7
+    pictures, costs = style_swap.draw(cell | {"judge scenes": 9}, recipes)
+    assert drawn == recipes
+    assert pictures[:, 0, 0, 0].tolist() == recipes
+    assert costs["seconds"] > 0
 
 
 def test_figures_measured_again_are_compared(capsys: pytest.CaptureFixture[str]):
