@@ -43,6 +43,9 @@ class ReaderManifest:
     def asked(self, taxonomy: Taxonomy) -> "ReaderManifest":
         """The same reader, asked for other classes.
 
+        Those it was fitted on are still attended to behind them, though not said: the model shares out its attention
+        among all phrases, and what is left of three is not what the decoder learned with eleven.
+
         Raises:
             UserError: it has no open vocabulary.
         """
@@ -56,8 +59,10 @@ class ReaderManifest:
                 f"only the class {taxonomy.names[0]} was asked for, which every pixel would then be; ask for two or "
                 "more, such as what else there is"
             )
-        maps = tuple(count // len(self.taxonomy) * len(taxonomy) for count in self.spec.attention_maps)
-        settings = {**self.spec.settings, "phrases": list(taxonomy.phrases)}
+        fitted = self.spec.settings["phrases"]
+        phrases = [*taxonomy.phrases, *(phrase for phrase in fitted if phrase not in taxonomy.phrases)]
+        maps = tuple(count // len(fitted) * len(phrases) for count in self.spec.attention_maps)
+        settings = {**self.spec.settings, "phrases": phrases}
         spec = replace(self.spec, attention_maps=maps, settings=settings)
         return replace(self, taxonomy=taxonomy, spec=spec)
 

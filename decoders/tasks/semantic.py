@@ -25,6 +25,8 @@ class Semantic(Task[Tensor]):
     class.
 
     Confidence is the softmax probability of the class that won, at the temperature that fits held-out pictures best.
+    Where a reader is asked for other classes, those it was fitted on stand behind them in each output: they are not
+    said, but take their share of the probability.
     """
 
     any_classes = True
@@ -111,7 +113,14 @@ class Semantic(Task[Tensor]):
 
     @torch.no_grad()
     def read(self, output: Float[Tensor, "batch classes height width"], size: Size) -> list[Label]:
-        return [_read_one(logits[None] / self.temperature, size, self.smallest_px) for logits in output]
+        return [self._read_one(logits[None] / self.temperature, size) for logits in output]
+
+    def _read_one(self, logits: Float[Tensor, "1 classes height width"], size: Size) -> DenseMap:
+        probability = _probability(logits, size)[: len(self.taxonomy)]
+        ids, repairs = repair_specks(probability.argmax(0).to(torch.uint8).cpu().numpy(), smallest_px=self.smallest_px)
+        chosen = torch.from_numpy(ids).to(probability.device).long()
+        confidence = probability.gather(0, chosen[None])[0].cpu().numpy()
+        return semantic_map(ids + np.uint8(1), confidence, repairs=repairs)
 
     @torch.no_grad()
     def probability_of(
@@ -172,14 +181,6 @@ def _semantic(label: Label) -> DenseMap:
     if not isinstance(label, DenseMap) or label.storage.unit != CATEGORY:
         raise UserError("the semantic label is no map of class ids; give a label map with one id per pixel")
     return label
-
-
-def _read_one(logits: Float[Tensor, "1 classes height width"], size: Size, smallest_px: int) -> DenseMap:
-    probability = _probability(logits, size)
-    ids, repairs = repair_specks(probability.argmax(0).to(torch.uint8).cpu().numpy(), smallest_px=smallest_px)
-    chosen = torch.from_numpy(ids).to(probability.device).long()
-    confidence = probability.gather(0, chosen[None])[0].cpu().numpy()
-    return semantic_map(ids + np.uint8(1), confidence, repairs=repairs)
 
 
 def _probability(logits: Float[Tensor, "1 classes _ _"], size: Size) -> Float[Tensor, "classes _ _"]:

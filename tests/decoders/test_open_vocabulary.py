@@ -110,6 +110,22 @@ def test_fewer_classes_can_be_asked_for(fitted: Path):
     assert np.median(label.values) == 2
 
 
+def test_what_a_class_looks_like_does_not_depend_on_which_others_are_asked_for(fitted: Path):
+    image = pictures(1, tuple(COLORS), known=())[0].image
+    every, two = (
+        load_reader(fitted, _factory, asked=taxonomy(*names)).read([image])[0]["semantic"]
+        for names in (("red", "green", "yellow"), ("yellow", "green"))
+    )
+    assert isinstance(every, DenseMap)
+    assert isinstance(two, DenseMap)
+    for before, now in ((2, 2), (3, 1)):
+        told = every.values == before
+        np.testing.assert_array_equal(two.values[told], now)
+        np.testing.assert_allclose(two.confidence[told[..., 0]], every.confidence[told[..., 0]], atol=1e-5)
+    is_red = every.values[..., 0] == 1
+    assert two.confidence[is_red].mean() < 0.4, "a pixel that is neither is no sure find"
+
+
 def test_one_class_alone_is_no_question(fitted: Path):
     with pytest.raises(UserError, match="only the class yellow was asked for, which every pixel would then be"):
         load_reader(fitted, _factory, asked=taxonomy("yellow"))
