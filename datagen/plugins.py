@@ -193,7 +193,7 @@ def choose_part(group: Group, values: Any, *, at: str) -> Part:
     settings = {name: value for name, value in values.items() if name != word}
     factory = find(group, values[word], at=f"{at}.{word}")
     schema = settings_model(factory, given=GIVEN[group])
-    checked = check(schema, settings, at=at, extra_keys=[word])
+    checked = check(schema, settings, at=at, extra_keys=[word], where=f"`{word}` is {values[word]}")
     return Part(group=group, kind=values[word], factory=factory, settings=checked, at=at)
 
 

@@ -205,11 +205,17 @@ def plan_class(verb: str) -> type[BaseModel]:
 
 
 def check(
-    model: type[AnySettings], values: Mapping[str, Any], *, at: str = "", extra_keys: Sequence[str] = ()
+    model: type[AnySettings],
+    values: Mapping[str, Any],
+    *,
+    at: str = "",
+    extra_keys: Sequence[str] = (),
+    where: str = "",
 ) -> AnySettings:
     """Values as an instance of `model`; `at` is where in the plan they stand.
 
-    `extra_keys` are known to the caller though not to the model; they are only named in the list of known keys.
+    `extra_keys` are known to the caller though not to the model; they are only named in the list of known keys. `where`
+    says behind that list what it depends on.
 
     Raises:
         UserError: one line per mistake, with its full key, what was found and what was expected.
@@ -226,7 +232,7 @@ def check(
         for details in error.errors(include_url=False):
             path = _path(values, details)
             by_place.setdefault(".".join([*filter(None, [at]), *map(str, path)]), []).append(
-                _explain(model, details, path, extra_keys)
+                _explain(model, details, path, extra_keys, where)
             )
         lines = [f"{place}: {' or '.join(dict.fromkeys(told))}" for place, told in by_place.items()]
         raise UserError("\n".join(lines)) from None
@@ -292,12 +298,17 @@ def _path(values: Any, details: ErrorDetails) -> list[str | int]:
 
 
 def _explain(
-    model: type[BaseModel], details: ErrorDetails, path: Sequence[str | int], extra_keys: Sequence[str]
+    model: type[BaseModel],
+    details: ErrorDetails,
+    path: Sequence[str | int],
+    extra_keys: Sequence[str],
+    where: str,
 ) -> str:
     if details["type"] == "extra_forbidden":
-        known = [*_known_keys(model, path[:-1]), *(extra_keys if len(path) == 1 else ())]
-        word = str(path[-1])
-        return f"unknown key{nearest(word, known) or ';'} known keys: {listed(known)}"
+        outermost = len(path) == 1
+        known = [*_known_keys(model, path[:-1]), *(extra_keys if outermost else ())]
+        depends = f" ({where})" if outermost and where else ""
+        return f"unknown key{nearest(str(path[-1]), known) or ';'} known keys: {listed(known)}{depends}"
     if details["type"] == "missing":
         return "missing; it has no default, so add it"
     message = _IN_YAML.get(details["type"], "").format(**details.get("ctx", {})) or details["msg"]

@@ -204,7 +204,7 @@ def test_validation_by_name_is_not_chosen_by_the_rule_of_data(plan: Path):
         ("fit.updates=0", r"updates is 0, expected at least 1"),
         ("fit=3", r"fit: found 3, expected keys and values"),
         ("data.format=label_foldr", r"data.format: unknown format 'label_foldr'; did you mean 'label_folder'\?"),
-        ("data.clases=[]", r"data.clases: unknown key; did you mean 'classes'\?"),
+        ("data.clases=[]", r"data.clases: unknown key; did you mean 'classes'\?.*, void \(`format` is label_folder\)$"),
         ("perceiver.timesteps_=1", r"perceiver.timesteps_: unknown key; did you mean 'timesteps'\?"),
         ("perceiver.phrases={roat: street}", r"'roat' is no class; did you mean 'road'\?"),
         ("perceiver.timesteps=5000", r"timestep 5000 found, this model knows 0..999"),
