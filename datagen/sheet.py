@@ -17,7 +17,7 @@ from datagen.palette import palette
 from datagen.runs import Run, open_run
 from decoders.errors import UserError
 from decoders.files import write_atomic
-from decoders.labels import CATEGORY, DenseMap, InstanceSet, Label, LabelSet, Skeleton, Taxonomy
+from decoders.labels import CATEGORY, NORMALS_STORAGE, DenseMap, InstanceSet, Label, LabelSet, Skeleton, Taxonomy
 
 CELL_HEIGHT = 192
 """Pixels of every picture; their widths follow."""
@@ -143,11 +143,13 @@ def _columns(items: Sequence[Entry]) -> list[str]:
 
 def _range(items: Sequence[Entry], task: str) -> tuple[float, float]:
     """The values that are drawn brightest and darkest, the same for all rows."""
-    labels = (item.labels[task] for item in items if task in item.labels)
-    values = [label.values[label.valid] for label in labels if isinstance(label, DenseMap) and label.valid.any()]
+    labels = [label for item in items if isinstance(label := item.labels.get(task), DenseMap)]
+    if any(label.storage.unit == NORMALS_STORAGE.unit for label in labels):
+        return (-1.0, 1.0)  # a direction has the same colour on every sheet, that of its file
+    values = [label.values[label.valid].ravel() for label in labels if label.valid.any()]
     if not values:
         return (0.0, 1.0)
-    low, high = np.percentile(np.concatenate([found.ravel() for found in values]), (2, 98))
+    low, high = np.percentile(np.concatenate(values), (2, 98))
     return float(low), float(max(high, low + 1e-6))
 
 

@@ -180,9 +180,10 @@ def _download(source: str, revision: str | None, what: str, files: Sequence[str]
             "pinned revision, or package://some.package/folder"
         )
     if revision is None or not _COMMIT.fullmatch(revision):
+        found = "no folder of this name" + ("" if revision is None else f", and the revision {revision!r}")
         raise UserError(
-            f"{what} {source}: found no folder of this name and revision {revision!r}; as a hub id it needs a pinned "
-            f"commit of 40 hex digits, which https://huggingface.co/{source}/commits/main lists: set `revision:` to it"
+            f"{what} {source}: found {found}; as a hub id it needs a pinned commit of 40 hex digits, which "
+            f"https://huggingface.co/{source}/commits/main lists: set `revision:` to it"
         )
     from huggingface_hub import snapshot_download  # only here: it costs a second and most plans never need it
 

@@ -13,7 +13,7 @@ from datagen.records import Verdict
 from datagen.runs import Run, claim
 from datagen.sheet import CELL_HEIGHT, contact_sheet, draw_sheet, spread
 from decoders.errors import UserError
-from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map
+from decoders.labels import InstanceSet, Taxonomy, metric_depth, semantic_map, surface_normals
 from tests.datagen.made_up import TAXONOMY, image, labels, objects, sample
 
 
@@ -149,3 +149,9 @@ def test_nothing_to_show_is_told(tmp_path: Path):
         draw_sheet([], TAXONOMY)
     with pytest.raises(UserError, match="neither a run"):
         contact_sheet(tmp_path, to=tmp_path / "a.png")
+
+
+def test_a_direction_has_the_colour_of_its_file_on_every_sheet():
+    facing_up = surface_normals(np.tile(np.float32([0, 1, 0]), (24, 40, 1)))
+    sheet = draw_sheet([Entry("a", image(1, 24, 40), {"normals": facing_up}, {})], TAXONOMY)
+    assert (np.abs(sheet.astype(int) - (128, 255, 128)) <= 1).all(axis=2).sum() > 24 * 40

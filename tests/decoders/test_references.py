@@ -61,7 +61,8 @@ def test_package_holds_a_model(
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:7]])
 def test_hub_id_needs_a_pinned_commit(revision: str | None):
-    with pytest.raises(UserError, match=r"(?s)revision .*needs a pinned commit of 40 hex digits.*set `revision:`"):
+    told = r"(?s)no folder of this name.*needs a pinned commit of 40 hex digits.*set `revision:`"
+    with pytest.raises(UserError, match=told):
         locate_model(ModelReference("someone/some-model", revision=revision))
 
 
