@@ -118,7 +118,7 @@ def _pictures(plan: AdaptPlan) -> Pictures:
 def _method(plan: AdaptPlan) -> "Method":
     from datagen.adaptation.methods import Full, Lora
 
-    return Lora(rank=plan.rank) if plan.method == "lora" else Full()
+    return Lora(rank=cast(int, plan.rank)) if plan.method == "lora" else Full()  # `load_adapt_plan` has seen to it
 
 
 def _train(

@@ -22,8 +22,8 @@ class AdaptPlan(TrainingSettings):
     """What is trained further."""
     method: Literal["lora", "full"] = "lora"
     """`lora` trains a small file beside the model, `full` all weights of its UNet."""
-    rank: Annotated[int, Ge(1)] = 8
-    """Of the LoRA: higher can change more."""
+    rank: Annotated[int, Ge(1)] | None = 8
+    """Of the LoRA: higher can change more. Left out or null beside `full`."""
     images: Path | None = None
     """Folder of pictures, its subfolders included; no labels are needed ..."""
     data: Annotated[Part | None, OneOf("datasets", at="data")] = None
@@ -59,8 +59,10 @@ def load_adapt_plan(path: Path, overrides: Iterable[str] = ()) -> AdaptPlan:
             f"found {found} of `images` and `data`, expected one: a folder of pictures under `images`, or a dataset "
             "(`format:` and its settings) under `data`"
         )
-    if plan.method == "full" and "rank" in plan.model_fields_set:
-        raise UserError("found `rank` beside `method: full`, which has none; remove it, or take `method: lora`")
+    if plan.method == "full" and "rank" in plan.model_fields_set and plan.rank is not None:
+        raise UserError("found `rank` beside `method: full`, which has none; set it to null, or take `method: lora`")
+    if plan.method == "lora" and plan.rank is None:
+        raise UserError("found null for `rank` beside `method: lora`, expected a number from 1 on, such as 8")
     if plan.captions == "own" and plan.caption:
         raise UserError("found `caption` beside `captions: own`; give one caption for all, or let each have its own")
     return plan

@@ -198,7 +198,7 @@ def test_a_lora_on_top_of_others_is_named_beside_them(
     told = str(adapted(plan)).split("of a plan as ")[1]
     assert yaml.safe_load(told) == {"loras": [*model["loras"], {"source": str(tmp_path / "adapted/lora.safetensors")}]}
     whole = tmp_path / "whole"
-    assert str(adapted(plan, "method=full", to=whole)).endswith(f"of a plan as source: {whole}")
+    assert str(adapted(plan, "method=full", "rank=null", to=whole)).endswith(f"of a plan as source: {whole}")
 
 
 def test_samples_are_drawn_from_the_same_noise_and_curves_are_kept(
@@ -229,6 +229,7 @@ def empty(folder: Path) -> Path:
         (lambda _: {"data": {"format": "pocket_scenes"}}, "found both of `images` and `data`"),
         (lambda _: {"rank": 0}, "rank: found 0, expected greater than or equal to 1"),
         (lambda _: {"rank": 4, "method": "full"}, "found `rank` beside `method: full`"),
+        (lambda _: {"rank": None}, "found null for `rank` beside `method: lora`"),
         (lambda _: {"scales": [0.5, 1.5]}, r"scales\.1: found 1\.5, expected less than or equal to 1"),
         (lambda _: {"captions": "own", "caption": "x"}, "found `caption` beside `captions: own`"),
         (lambda _: {"size": [32, 36]}, r"size is \[32, 36\], expected multiples of 8 for this model; take \[32, 32\]"),
