@@ -22,7 +22,8 @@ than 3 does to both; the swap's row of `pictures` stands beside.
 
 Cost on two slow cores, one thread each: judge, 3,000 updates x 0.9 s, and `no swap`, 1,200 updates x 3 s, one hour
 each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused ones 100 x (15 s + 9 s), the original's
-32 x 120 s: 2 hours. Every cell resumes by its content hash; contact sheets lie in the cache folder.
+32 x 120 s: 2 hours. Every cell resumes by its content hash, and one that was begun goes on with the batch it was at;
+contact sheets lie in the cache folder.
 """
 
 import argparse
