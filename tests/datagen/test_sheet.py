@@ -152,6 +152,6 @@ def test_nothing_to_show_is_told(tmp_path: Path):
 
 
 def test_a_direction_has_the_colour_of_its_file_on_every_sheet():
-    facing_up = surface_normals(np.tile(np.float32([0, 1, 0]), (24, 40, 1)))
+    facing_up = surface_normals(np.tile(np.array([0, 1, 0], np.float32), (24, 40, 1)))
     sheet = draw_sheet([Entry("a", image(1, 24, 40), {"normals": facing_up}, {})], TAXONOMY)
     assert (np.abs(sheet.astype(int) - (128, 255, 128)) <= 1).all(axis=2).sum() > 24 * 40
