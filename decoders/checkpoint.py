@@ -131,7 +131,7 @@ def load_checkpoint(reference: ModelReference, device: str | torch.device | None
     dtype = choose_dtype(reference.dtype, place)
     # For good: XL's pipeline casts its VAE with every batch that it draws in float16.
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_modules)
-    with _no_progress_bars():
+    with no_progress_bars():
         pipeline = _load_pipeline(folder, dtype)
         for index, (lora, file) in enumerate(zip(reference.loras, files, strict=True)):
             _load_lora(pipeline, file, name=f"lora_{index}", shown=lora.source)
@@ -232,7 +232,7 @@ def _names_modules(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _no_progress_bars() -> Generator[None]:
+def no_progress_bars() -> Generator[None]:
     """The libraries' bars would write across the one that the caller shows."""
     with ExitStack() as stack:
         for bars in (diffusers.utils.logging, transformers.utils.logging):

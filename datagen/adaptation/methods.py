@@ -9,7 +9,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
-from decoders.checkpoint import Checkpoint
+from decoders.checkpoint import Checkpoint, no_progress_bars
 
 LORA_FILE = "lora.safetensors"
 PIPELINE_FILE = "model_index.json"
@@ -70,7 +70,8 @@ class Full:
 
     def save(self, checkpoint: Checkpoint, folder: Path) -> None:
         cast(nn.Module, checkpoint.unet).to(checkpoint.dtype)
-        checkpoint.pipeline.save_pretrained(folder)
+        with no_progress_bars():
+            checkpoint.pipeline.save_pretrained(folder)
 
 
 def _fuse(checkpoint: Checkpoint) -> None:
