@@ -36,7 +36,7 @@ def measure_all(
         The cells asked for, each joined with what was measured and on which `hardware`.
     """
     known = read_results(name)
-    wanted = {hashlib.sha256(json_bytes(cell)).hexdigest()[:16]: cell for cell in cells}
+    wanted = {key_of(cell): cell for cell in cells}
     missing = {key: cell for key, cell in wanted.items() if key not in known}
     for key, measured in _measured(measure, missing, workers):
         known |= read_results(name)  # what another process measured meanwhile
@@ -44,6 +44,11 @@ def measure_all(
         write_results(name, known)
         print(f"{name}: measured {json.dumps(wanted[key], sort_keys=True)}", flush=True)
     return [{**known[key]["cell"], **known[key]["measured"]} for key in wanted]
+
+
+def key_of(cell: Cell) -> str:
+    """Stands for all that decides a measurement."""
+    return hashlib.sha256(json_bytes(cell)).hexdigest()[:16]
 
 
 def read_results(name: str) -> dict[str, Any]:

@@ -27,8 +27,6 @@ contact sheets lie in the cache folder.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import shutil
 import time
@@ -45,7 +43,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks.cells import Cell, measure_all, this_hardware
+from benchmarks.cells import Cell, key_of, measure_all, this_hardware
 from benchmarks.claims import ASKED, GAME, HARDER
 from benchmarks.readers import MODEL, model_digest
 from datagen.adaptation import hardware
@@ -53,7 +51,7 @@ from datagen.adaptation.adapt import adapt
 from datagen.adaptation.control import control
 from datagen.controls import Control, Fusion, control_digest
 from datagen.datasets.pocket_scenes import PocketScenes
-from datagen.files import encode_png, json_bytes
+from datagen.files import encode_png
 from datagen.generators import _controlled_unet
 from datagen.generators.controlnet import Controlnet
 from datagen.guides import guide_of
@@ -66,7 +64,7 @@ from datagen.sources.layouts import Layouts
 from datagen.sources.templates import Phrase
 from decoders.checkpoint import load_checkpoint
 from decoders.features import to_pixels
-from decoders.files import cache_folder, write_atomic
+from decoders.files import atomic_file, cache_folder, write_atomic
 from decoders.labels import DenseMap, categorical, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference, locate
 from decoders.tasks.semantic import SemanticScore
@@ -215,12 +213,6 @@ def every_window() -> AbstractContextManager[object]:
     return mock.patch.object(_controlled_unet, "_is_settled", return_value=False)
 
 
-def in_batches(
-    generator: Controlnet, recipes: Sequence[Recipe], size: int = BATCH
-) -> UInt8[np.ndarray, "pictures height width 3"]:
-    return np.concatenate([generator.render(recipes[at : at + size]) for at in range(0, len(recipes), size)])
-
-
 def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, float]]:
     """Pictures of a setting, and calls and seconds of one.
 
@@ -245,30 +237,27 @@ def draw(cell: Cell, recipes: Sequence[Recipe]) -> tuple[np.ndarray, dict[str, f
         kept = drawn_folder(cell) / f"{at}.npz"
         if not kept.exists():
             with every_window() if setting == "original" else nullcontext():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(kept, drawn_batch(generator, model, recipes[at : at + BATCH]))
+                draw_batch(kept, generator, model, recipes[at : at + BATCH])
         with np.load(kept) as stored:
             batches.append(dict(stored))
     costs = {name: float(sum(batch[name] for batch in batches)) / len(recipes) for name in ("calls", "seconds")}
     return np.concatenate([batch["pictures"] for batch in batches]), costs
 
 
-def drawn_batch(generator: Controlnet, model: Model, recipes: Sequence[Recipe]) -> bytes:
-    """A batch as NPZ: its `pictures`, and the `calls` and `seconds` that they took together."""
+def draw_batch(kept: Path, generator: Controlnet, model: Model, recipes: Sequence[Recipe]) -> None:
+    """Write `pictures` as NPZ, with the `calls` and `seconds` that they took together."""
     calls = Calls(cast(nn.Module, model.checkpoint.unet))
     begun = time.perf_counter()
     pictures = generator.render(recipes)
     seconds = time.perf_counter() - begun
-    file = io.BytesIO()
-    np.savez(file, pictures=pictures, calls=calls.close(), seconds=seconds)
-    return file.getvalue()
+    with atomic_file(kept) as file:
+        np.savez(file, pictures=pictures, calls=calls.close(), seconds=seconds)
 
 
 def drawn_folder(cell: Cell) -> Path:
     """Where the batches of a cell lie while it is measured; which judge reads them makes no difference."""
-    what = {name: value for name, value in cell.items() if not name.startswith("judge")}
-    key = hashlib.sha256(json_bytes(what | {"hardware": this_hardware()})).hexdigest()[:16]
-    return home() / f"drawn_{key}"
+    drawing = {name: value for name, value in cell.items() if not name.startswith("judge")}
+    return home() / f"drawn_{key_of(drawing | {'hardware': this_hardware()})}"
 
 
 def measure(cell: Cell) -> Mapping[str, Any]:

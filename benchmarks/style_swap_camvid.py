@@ -34,6 +34,7 @@ from benchmarks.cells import Cell, measure_all
 from benchmarks.few_shot_reader import CAMVID
 from benchmarks.readers import MODEL, model_digest
 from benchmarks.style_swap import (
+    BATCH,
     GUIDANCE,
     STEPS,
     JudgeFeatures,
@@ -41,7 +42,6 @@ from benchmarks.style_swap import (
     colored,
     distance,
     home,
-    in_batches,
     row_of,
     the_judge,
     trained_control,
@@ -182,7 +182,7 @@ def draw(
         model=Model(ModelReference(source=MODEL.source, loras=loras)),
         taxonomy=taxonomy,
     )
-    return in_batches(generator, asked)
+    return np.concatenate([generator.render(asked[at : at + BATCH]) for at in range(0, len(asked), BATCH)])
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def test_package_holds_a_model(
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:7]])
 def test_hub_id_needs_a_pinned_commit(revision: str | None):
-    told = r"(?s)no folder of this name.*needs a pinned commit of 40 hex digits.*set `revision:`"
+    found = "" if revision is None else f", and the revision '{revision}'"
+    told = rf"(?s)no folder of this name{found}; .*needs a pinned commit of 40 hex digits.*set `revision:`"
     with pytest.raises(UserError, match=told):
         locate_model(ModelReference("someone/some-model", revision=revision))
 
