@@ -19,7 +19,6 @@ none is lost; with `--again` these alone.
 import argparse
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,12 +30,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import RESULTS, read_results, this_hardware, write_results
+from benchmarks.cells import read_results, this_hardware, write_results
 from benchmarks.claims import CLAIMS, SCALES, Dataset, Scale, Step
 from benchmarks.readers import model_digest
 from datagen.datasets.coco import ANNOTATIONS
 from datagen.evaluation.columns import Cell
-from datagen.evaluation.evaluate import PLOT_FILE, RESULTS_FILE
+from datagen.evaluation.evaluate import RESULTS_FILE
 from datagen.evaluation.report import table
 from datagen.files import read_json
 from datagen.runs import library_versions
@@ -88,12 +87,16 @@ def _made_with() -> dict[str, str]:
 
 
 def told(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The table of an evaluation from its JSON; older cells say nothing of their hardware."""
-    results = {
+    """The table of an evaluation from its JSON."""
+    return table(results_of(cells), headlines_of(cells))
+
+
+def results_of(cells: Sequence[Mapping[str, Any]]) -> dict[Cell, Mapping[str, float]]:
+    """From the JSON of an evaluation, of which older cells say nothing of their hardware."""
+    return {
         Cell(**{key: cell[key] for key in cell if key not in ("hardware", "measured")}): cell["measured"]
         for cell in cells
     }
-    return table(results, headlines_of(cells))
 
 
 def headlines_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -123,11 +126,6 @@ def seeds_of(committed: Mapping[str, Any], asked: Iterable[int]) -> tuple[int, .
         committed: what `measure` returned; empty where nothing is.
     """
     return tuple(dict.fromkeys([*(cell["seed"] for cell in committed.get("cells", [])), *asked]))
-
-
-def picture_of(name: str, scale: str) -> Path:
-    """The committed plot of a claim."""
-    return RESULTS / f"worth_{scale}_{name}.png"
 
 
 def known() -> dict[str, Any]:
@@ -173,8 +171,6 @@ def main() -> int:
             results = known()
             results.setdefault(chosen.scale, {})[name] = found
             write_results(NAME, results)
-            if chosen.scale == "full":
-                shutil.copyfile(home / name / PLOT_FILE, picture_of(name, chosen.scale))
     print("as committed" if fine else f"further than {TOLERANCE} from what is committed")
     return 0 if fine else 1
 

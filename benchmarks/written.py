@@ -1,11 +1,13 @@
-"""BENCHMARK.md from what `benchmarks.worth` has measured: python -m benchmarks.written."""
+"""BENCHMARK.md and its plots from what `benchmarks.worth` has measured: python -m benchmarks.written."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import RESULTS
 from benchmarks.claims import CLAIMS
-from benchmarks.worth import RESULTS, known, picture_of, told
+from benchmarks.worth import headlines_of, known, results_of, told
+from datagen.evaluation.report import plot
 from decoders.files import write_atomic
 
 TO = Path(__file__).parents[1] / "BENCHMARK.md"
@@ -34,8 +36,7 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"\n## {name}, {scale}\n"
             yield f"```\n{told(found['cells'])}\n```\n"
             if scale == "full":
-                plot = picture_of(name, scale)
-                yield f"![{name}]({plot.relative_to(TO.parent)})\n"
+                yield f"![{name}]({plot_of(name, scale).relative_to(TO.parent)})\n"
             yield "Commands, `HOME` being a folder of their own:\n"
             yield "```"
             yield from found["commands"]
@@ -43,9 +44,16 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield "Made with " + ", ".join(f"{name} {number}" for name, number in found["made_with"].items()) + "."
 
 
+def plot_of(name: str, scale: str) -> Path:
+    """Of a claim."""
+    return RESULTS / f"worth_{scale}_{name}.png"
+
+
 def main() -> None:
     if not known():
         raise SystemExit(f"nothing is measured yet: {RESULTS / 'worth.json'} is missing; run `make benchmark-full`")
+    for name, found in known().get("full", {}).items():
+        plot(results_of(found["cells"]), headlines_of(found["cells"]), plot_of(name, "full"))
     write_atomic(TO, page(known()).encode())
     print(TO)
 

@@ -227,7 +227,7 @@ def test_a_page_is_written_of_what_was_measured():
     }
     page = written.page({"full": {"camvid_20": found}, "quick": {"datasetdm_20": found}})
     assert page.index("## camvid_20, full") < page.index("## datasetdm_20, quick")
-    assert "semantic miou  0.400" in page
+    assert "1  real: 20 real, 5 updates  0.400" in page
     assert "![camvid_20](benchmarks/results/worth_full_camvid_20.png)" in page
     assert "\ndatagen fit x\n" in page
     assert "Made with torch 2." in page

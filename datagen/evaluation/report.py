@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, float]
 CONFIDENCE = 0.95
+_LINE = 120
+"""Characters."""
+_BETWEEN = "  "
+_ASIDE = 1 / 60
+"""From one line of the plot to the next, as a share of the axis."""
+_MARGIN = 1.25
+"""Factor by which the axis reaches beyond the counts."""
 _INSTEAD: Mapping[Column, str] = {
     "teacher": "the same pictures with labels of a teacher",
     "retrieved": "as many retrieved pictures in their place",
@@ -103,10 +110,11 @@ def differences(row: Row, other: Row, figure: str) -> list[float]:
 
 
 def table(results: Mapping[Cell, Result], headlines: Sequence[str]) -> str:
-    """Every condition with its figures; then what synthetic pictures add, and how many real ones they stand for."""
+    """Every condition with its headlines; all other figures; then what synthetic pictures add, and how many real ones
+    they stand for."""
     rows = rows_of(results)
-    figures = list(dict.fromkeys(name for row in rows for result in row.results.values() for name in result))
-    ordered = sorted(figures, key=lambda name: (name not in headlines, "/" in name))  # those of classes and bands last
+    figures = dict.fromkeys(name for row in rows for result in row.results.values() for name in result)
+    others = sorted((name for name in figures if name not in headlines), key=lambda name: "/" in name)  # classes, bands
     seeds = max(len(row.results) for row in rows)
     said = "one seed: no intervals"
     if seeds > 1:
@@ -114,20 +122,32 @@ def table(results: Mapping[Cell, Result], headlines: Sequence[str]) -> str:
             f"{seeds} seeds: mean ± half of the 95 % interval over seeds, which vary the student alone (first weights "
             "and views), not the pictures or labels"
         )
-    lines = [f"{number}  {row}" for number, row in enumerate(rows, start=1)]
-    return "\n".join(
-        [*lines, "", said, *_grid(rows, ordered), *(line for each in headlines for line in _gains(rows, each))]
-    )
+    numbers = [str(number) for number in range(1, len(rows) + 1)]
+    overview = [[f"{number}  {row}", *_told(row, headlines)] for number, row in zip(numbers, rows, strict=True)]
+    details = [[name, *(_told(row, [name])[0] for row in rows)] for name in others]
+    gains = (line for each in headlines for line in _gains(rows, each))
+    return "\n".join([*_grid([["", *headlines], *overview]), "", said, *_details(numbers, details), *gains])
 
 
-def _grid(rows: Sequence[Row], figures: Sequence[str]) -> list[str]:
-    """A line for each figure, a column for each condition by its number."""
-    cells = [["", *(str(number) for number in range(1, len(rows) + 1))]]
-    for name in figures:
-        values = [row.values(name) for row in rows]
-        cells.append([name, *(interval(found) if found else "-" for found in values)])
-    widths = [max(len(line[place]) for line in cells) for place in range(len(rows) + 1)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+def _told(row: Row, figures: Sequence[str]) -> list[str]:
+    return [interval(found) if (found := row.values(name)) else "-" for name in figures]
+
+
+def _details(numbers: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each figure, a column for each condition by its number: side by side as many as there is room for."""
+    named = max((len(name) for name, *_ in lines), default=0)
+    broadest = max((len(value) for _, *values in lines for value in values), default=0)
+    room = max(1, (_LINE - named) // (broadest + len(_BETWEEN)))
+    for start in range(0, len(numbers) if lines else 0, room):
+        yield ""
+        yield from _grid([[name, *values[start : start + room]] for name, *values in [["", *numbers], *lines]])
+
+
+def _grid(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        _BETWEEN.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
 
 
 def _gains(rows: Sequence[Row], headline: str) -> list[str]:
@@ -174,33 +194,44 @@ def plot(results: Mapping[Cell, Result], headlines: Sequence[str], to: Path) -> 
     from matplotlib import pyplot
 
     shape = (1, len(headlines))
-    figure, panels = pyplot.subplots(*shape, figsize=(7 * len(headlines), 4.5), dpi=120, sharey=True, squeeze=False)
+    size = (7 * len(headlines), 4.5)
+    figure, panels = pyplot.subplots(*shape, figsize=size, dpi=120, sharey=True, squeeze=False, layout="constrained")
     for axes, headline in zip(panels[0], headlines, strict=True):
         _draw([row for row in rows_of(results) if row.values(headline)], headline, axes)
-    figure.tight_layout()
+    if panels[0][0].get_ylim()[0] < 0:
+        panels[0][0].set_ylim(bottom=0)  # an interval may reach below, no figure does
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(to, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def _draw(rows: Sequence[Row], headline: str, axes: "Axes") -> None:
+    from matplotlib import colormaps
+
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.cell.column + (f", {row.added} added" if row.added else ""), []).append(row)
-    for name, unordered in lines.items():
+    colors = colormaps["tab10" if len(lines) <= 10 else "tab20"].colors
+    counts = sorted({row.cell.real for row in rows if row.cell.real})
+    limits = (counts[0] / _MARGIN, counts[-1] * _MARGIN) if counts else (1.0, 1.0)
+    for place, (name, unordered) in enumerate(lines.items()):
         members = sorted(unordered, key=lambda row: row.cell.real)
         means = [statistics.fmean(row.values(headline)) for row in members]
         bars = [half_width(row.values(headline)) or 0.0 for row in members]
+        color = colors[place % len(colors)]
         if members[0].cell.real:
-            axes.errorbar([row.cell.real for row in members], means, yerr=bars, marker="o", capsize=3, label=name)
+            # Intervals of equal counts stand side by side.
+            aside = (limits[1] / limits[0]) ** (_ASIDE * (place - (len(lines) - 1) / 2))
+            places = [row.cell.real * aside for row in members]
+            axes.errorbar(places, means, yerr=bars, marker="o", capsize=3, color=color, label=name)
         else:
-            axes.axhline(means[0], linestyle="--", color="tab:gray", label=name)
-            axes.axhspan(means[0] - bars[0], means[0] + bars[0], color="tab:gray", alpha=0.15)
-    counts = sorted({row.cell.real for row in rows if row.cell.real})
+            axes.axhline(means[0], linestyle="--", color=color, label=name)
+            axes.axhspan(means[0] - bars[0], means[0] + bars[0], color=color, alpha=0.1)
     if counts:
         axes.set_xscale("log")
         axes.set_xticks(counts, labels=[str(count) for count in counts])
         axes.minorticks_off()
+        axes.set_xlim(*limits)
     axes.set_xlabel("annotated real pictures")
     axes.set_ylabel(f"{headline}, real test pictures")
-    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

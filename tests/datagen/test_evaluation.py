@@ -509,7 +509,21 @@ def test_a_figure_that_some_cells_lack_is_left_out_of_those():
     cells = [Cell(column="real", real=2, synthetic=0, updates=1, seed=seed) for seed in (0, 1)]
     told = table({cells[0]: {"miou": 0.5, "iou/car": 0.25}, cells[1]: {"miou": 0.5}}, ["miou"])
     assert "iou/car  0.250" in told
-    assert "miou     0.500 ± 0.000" in told
+    assert "1  real: 2 real, 1 updates  0.500 ± 0.000" in told
+
+
+def test_the_lines_of_a_table_of_many_conditions_stay_short():
+    counts, seeds = range(1, 25), (0, 1)
+    cells = [Cell(column="real", real=real, synthetic=0, updates=1, seed=seed) for real in counts for seed in seeds]
+    told = table({cell: {"miou": 0.5, "iou/traffic sign": cell.real / 100} for cell in cells}, ["miou"])
+    overview, said, *parts = told.split("\n\n")
+    assert "interval over seeds" in said
+    assert overview.count("0.500 ± 0.000") == len(counts)
+    heads, values = zip(*(part.splitlines() for part in parts), strict=True)
+    assert [int(number) for head in heads for number in head.split()] == list(counts)
+    found = [value for line in values for value in line.removeprefix("iou/traffic sign").split(" ± 0.000")[:-1]]
+    assert [round(100 * float(value)) for value in found] == list(counts)
+    assert max(map(len, (*heads, *values))) <= 120
 
 
 def test_cells_come_seed_by_seed(tmp_path: Path):
