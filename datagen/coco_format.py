@@ -288,7 +288,9 @@ def _read(path: Path, kind: type[_File], *, strict: bool) -> _File:
         except ValidationError:  # not before: it takes a while, and more memory
             return kind.model_validate(_tolerated(from_json(content.removeprefix(BOM_UTF8))))
     except FileNotFoundError:
-        raise UserError(f"COCO file not found: {path}; check the path") from None
+        exported = path.parent.parent / "exports/coco"
+        remedy = f"name the export of that run, {exported}" if exported.is_dir() else "check the path"
+        raise UserError(f"COCO file not found: {path}; {remedy}") from None
     except OSError as error:
         raise UserError(f"COCO file {path} cannot be read: {error.strerror}; check the path") from error
     except ValidationError as error:

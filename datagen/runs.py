@@ -98,9 +98,10 @@ def open_run(folder: Path) -> Run:
             f"{folder} holds no run: {_FILE} is missing; give a folder that `datagen generate` wrote"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        found = f"it has no {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{file} cannot be read ({error}), expected what `datagen generate` wrote; restore it from a copy, or "
-            "start a new run with --to"
+            f"{file} cannot be read ({found}), expected what `datagen generate` wrote; name another folder, if it is "
+            "of another verb, restore it from a copy, or start a new run with --to"
         ) from error
     return run
 

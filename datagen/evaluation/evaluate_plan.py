@@ -108,7 +108,7 @@ class EvaluatePlan(Settings):
     @classmethod
     def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
         if values is not None and len(set(values)) < len(values):
-            raise ValueError(f"each entry once, not {list(values)}")
+            raise ValueError("each entry once")
         return values
 
 

@@ -717,6 +717,9 @@ class TestCoco:
             Coco(root=write_coco(tmp_path, [], images=[picture]))[0]
         with pytest.raises(UserError, match="COCO file not found"):
             Coco(root=tmp_path / "none")
+        (tmp_path / "run/exports/coco").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"not found: .*; name the export of that run, .*run/exports/coco"):
+            Coco(root=tmp_path / "run")
         for content in (b"{", b"\xff", b"[]"):
             (tmp_path / "annotations" / "instances.json").write_bytes(content)
             with pytest.raises(UserError, match="not of the COCO form"):

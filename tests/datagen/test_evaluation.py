@@ -272,7 +272,7 @@ def test_objects_have_no_teacher(tmp_path: Path):
     ("changes", "message"),
     [
         ({"real_share": 0.05}, r"leaves no place for real pictures"),
-        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], expected each entry once"),
+        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], expected each entry once$"),
         ({"columns": []}, r"columns: "),
         ({"columns": ["reel"]}, r"columns\.0: found 'reel'"),
         ({"updates": "many"}, r"updates: found 'many'"),

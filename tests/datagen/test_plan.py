@@ -344,11 +344,19 @@ def test_other_hardware_goes_on_with_a_warning(plan_file: Path, caplog: pytest.L
     assert open_run(run.folder).hardware == "cpu, float32"
 
 
-@pytest.mark.parametrize("damage", ["", "digest: x\n", "[", "digest: x\nplan: {}\nidentity: {}\n"])
-def test_a_damaged_plan_file_is_told(plan_file: Path, damage: str):
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("", ""),
+        ("evaluation: x\n", "it has no 'plan'"),
+        ("[", ""),
+        ("digest: x\nplan: {}\nidentity: {}\n", "it has no 'taxonomy'"),
+    ],
+)
+def test_a_damaged_plan_file_is_told(plan_file: Path, damage: str, told: str):
     run = claim(run_of(plan_file))
     (run.folder / "plan.yaml").write_text(damage)
-    with pytest.raises(UserError, match=r"plan.yaml cannot be read"):
+    with pytest.raises(UserError, match=rf"plan.yaml cannot be read \(.*{told}"):
         open_run(run.folder)
 
 
