@@ -1,17 +1,22 @@
-"""What is shipped, used from Python: the README's own example, word for word but for its numbers."""
+"""What is shipped, used from Python: the README's own examples, word for word but for their numbers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from datagen.adaptation.control import ControlSummary
+from datagen.adaptation.control_plan import load_control_plan
 from datagen.controls import Control
 from datagen.datasets.pocket_scenes import PocketScenes
 from datagen.generators.controlnet import Controlnet
 from datagen.model import Model
 from datagen.pocket import world
+from datagen.pocket.truth import write_scenes
 from datagen.records import Guide, Recipe
 from datagen.validation import validate
 from decoders.perceivers.unet import UnetPerceiver
@@ -73,6 +78,44 @@ def test_the_readmes_example_makes_a_dataset(reader: Path, tmp_path: Path, capsy
     report = validate(tmp_path / "dataset")
     assert report.sound
     assert report.pictures == 2
+
+
+def test_the_readmes_example_calls_verbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """By small plans of the same names; no ControlNet is trained."""
+    shipped = Path("configs/control.yaml").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/control.yaml").write_text(shipped, encoding="utf-8")
+    Path("configs/evaluate.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "evaluation": "worth",
+                "student": {"kind": "segmenter", "encoder": "tu-mobilenetv3_small_050"},
+                "real": {"format": "pocket_scenes", "count": 2},
+                "synthetic": {"format": "coco", "root": "nowhere"},
+                "test": {"split": "test", "count": 1},
+                "columns": ["real", "both"],
+                "seeds": [0, 1],
+                "size": [32, 32],
+                "updates": 1,
+                "batch_size": 2,
+            }
+        )
+    )
+    write_scenes(Path("runs/mine/exports/coco"), count=3, seed=50, split="few_shot")
+
+    def train(plan: Path, *, to: Path, overrides: Sequence[str]) -> ControlSummary:
+        updates = load_control_plan(plan, overrides).updates
+        return ControlSummary(control=to / "control", was_there=False, updates=updates, adherence=updates / 1000)
+
+    monkeypatch.setattr("datagen.adaptation.control.control", train)
+    exec(compile(readme_example("import evaluate"), "README.md", "exec"), {})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "controls/mine/control 0.6"
+    assert [line.split()[:3] for line in told[1:]] == [["real", "2", "0"], ["both", "2", "3"]]
+    assert all(0 <= float(line.split()[3]) <= 1 for line in told[1:])
 
 
 def test_the_control_that_is_shipped_steers_the_model_that_is_shipped():
