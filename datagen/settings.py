@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -232,7 +232,7 @@ def check(
         for details in error.errors(include_url=False):
             path = _path(values, details)
             by_place.setdefault(".".join([*filter(None, [at]), *map(str, path)]), []).append(
-                _explain(model, details, path, extra_keys, where)
+                _explain(model, details, path, extra_keys, where, values)
             )
         lines = [f"{place}: {' or '.join(dict.fromkeys(told))}" for place, told in by_place.items()]
         raise UserError("\n".join(lines)) from None
@@ -303,18 +303,31 @@ def _explain(
     path: Sequence[str | int],
     extra_keys: Sequence[str],
     where: str,
+    values: Mapping[str, Any],
 ) -> str:
     if details["type"] == "extra_forbidden":
-        outermost = len(path) == 1
+        key, outermost = str(path[-1]), len(path) == 1
         known = [*_known_keys(model, path[:-1]), *(extra_keys if outermost else ())]
         depends = f" ({where})" if outermost and where else ""
-        return f"unknown key{nearest(str(path[-1]), known) or ';'} known keys: {listed(known)}{depends}"
+        further_in = [place for place in _places(values, key) if place != key] if outermost else []
+        meant = f"; did you mean {further_in[0]!r}?" if further_in else nearest(key, known)
+        return f"unknown key{meant or ';'} known keys: {listed(known)}{depends}"
     if details["type"] == "missing":
         return "missing; it has no default, so add it"
     message = _IN_YAML.get(details["type"], "").format(**details.get("ctx", {})) or details["msg"]
     for beginning in ("Input should be ", "Input should ", "Value error, "):
         message = message.removeprefix(beginning)
     return f"found {details['input']!r}, expected {message[:1].lower()}{message[1:]}"
+
+
+def _places(values: Any, key: str, above: str = "") -> Iterator[str]:
+    """Where in a plan a key stands, as `generator.steps`."""
+    inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in inner:
+        place = f"{above}{name}"
+        if name == key:
+            yield place
+        yield from _places(value, key, f"{place}.")
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

@@ -7,12 +7,13 @@ arXiv 2312.03048); so the ControlNet can steer another UNet afterwards.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from datagen.adaptation.control_plan import ControlPlan, load_control_plan
+from datagen.adaptation.control_plan import AdherenceSettings, ControlPlan, load_control_plan
 from datagen.adaptation.tracking import check_tracker
 from datagen.adaptation.training_folder import LOG_FILE, TrainingFolder
 from datagen.conditions import Condition
@@ -49,7 +50,7 @@ class ControlSummary:
     """It had been made by an equal plan before, and was kept."""
     updates: int
     adherence: float | None
-    """mIoU at the end, of what a reader finds in pictures of fixed layouts; None where there is no reader."""
+    """mIoU at the end, of what a reader finds in pictures of fixed layouts; None where no reader looks."""
 
     def __str__(self) -> str:
         kept = " (made before, kept)" if self.was_there else ""
@@ -118,9 +119,10 @@ def _control(plan: ControlPlan, to: Path, console: Console | None, launcher: Lau
     was_there = folder.is_finished()
     launcher.barrier()
     if not was_there:
-        looked_at = _looked_at(plan, source, taxonomy)
-        if launcher.rank == 0 and plan.adherence.reader is not None:
-            Decoded.prepare(reader=plan.adherence.reader, fit=plan.adherence.fit)
+        chosen = plan.adherence
+        looked_at = [] if chosen is None else _looked_at(chosen, plan.seed, source, taxonomy)
+        if launcher.rank == 0 and chosen is not None and chosen.reader is not None:
+            Decoded.prepare(reader=chosen.reader, fit=chosen.fit)
         launcher.barrier()
         _train(plan, model, source, taxonomy, condition, begin_with, looked_at, folder, console, launcher)
     return ControlSummary(
@@ -143,12 +145,11 @@ def _labelled(part: Part, seed: int) -> tuple[Source, Taxonomy]:
     return source, taxonomy
 
 
-def _looked_at(plan: ControlPlan, source: Source, taxonomy: Taxonomy) -> list[Recipe]:
+def _looked_at(chosen: AdherenceSettings, seed: int, source: Source, taxonomy: Taxonomy) -> list[Recipe]:
     """The recipes that are drawn at each look."""
-    chosen = plan.adherence
     if chosen.source is None:
         return [source.recipe(_FAR + index) for index in range(chosen.pictures)]
-    others, found = _labelled(chosen.source, plan.seed)
+    others, found = _labelled(chosen.source, seed)
     if found.names != taxonomy.names:
         raise UserError(
             f"adherence.source: labels of the classes {', '.join(found.names)}, expected those of the training, "
@@ -198,14 +199,17 @@ def _train(
     if plan.gradient_checkpointing:
         cast(Any, network).enable_gradient_checkpointing()
         checkpoint.unet.enable_gradient_checkpointing()
-    adherence = Adherence(looked_at, plan.adherence, model=model, taxonomy=taxonomy, folder=folder.path / "samples")
+    adherence = None
+    if plan.adherence is not None:
+        samples = folder.path / "samples"
+        adherence = Adherence(looked_at, plan.adherence, model=model, taxonomy=taxonomy, folder=samples)
     about = {"condition": plan.condition.to_json(), "classes": list(taxonomy.names)}
 
     def loss(batch: GuidedBatch) -> torch.Tensor:
         predict = steered(unet, network, torch.from_numpy(batch.conditions).to(checkpoint.device))
         return denoising.loss(predict, denoising.latents(batch.pictures), batch.captions, batch.random)
 
-    def look(average: "nn.Module", step: int) -> Look:
+    def look(adherence: Adherence, average: "nn.Module", step: int) -> Look:
         save_control(average, folder.path / _SO_FAR, about)
         seen = adherence.look(folder.path / _SO_FAR, step)
         if "adherence" in seen.values:
@@ -219,7 +223,7 @@ def _train(
         folder=folder,
         batches=batches,
         loss=loss,
-        look=look,
+        look=None if adherence is None else partial(look, adherence),
         save=lambda trained: save_control(trained, folder.path, about),
         launcher=launcher,
         console=console,

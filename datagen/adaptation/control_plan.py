@@ -59,8 +59,8 @@ class ControlPlan(TrainingSettings):
     """Layouts with the pictures that they were made for, such as `layouts` of a dataset."""
     caption_dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of the pictures shown without caption: guidance needs a model that knows what comes without one."""
-    adherence: AdherenceSettings = AdherenceSettings()
-    """What is drawn and measured meanwhile."""
+    adherence: AdherenceSettings | None = AdherenceSettings()
+    """What is drawn and measured meanwhile; nothing when None."""
 
 
 def load_control_plan(path: Path, overrides: Iterable[str] = ()) -> ControlPlan:

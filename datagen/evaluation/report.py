@@ -211,14 +211,14 @@ def _draw(rows: Sequence[Row], headline: str, axes: "Axes") -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.cell.column + (f", {row.added} added" if row.added else ""), []).append(row)
-    colors = colormaps["tab10" if len(lines) <= 10 else "tab20"].colors
+    colors = colormaps["tab10" if len(lines) <= 10 else "tab20"]
     counts = sorted({row.cell.real for row in rows if row.cell.real})
     limits = (counts[0] / _MARGIN, counts[-1] * _MARGIN) if counts else (1.0, 1.0)
     for place, (name, unordered) in enumerate(lines.items()):
         members = sorted(unordered, key=lambda row: row.cell.real)
         means = [statistics.fmean(row.values(headline)) for row in members]
         bars = [half_width(row.values(headline)) or 0.0 for row in members]
-        color = colors[place % len(colors)]
+        color = colors(place % colors.N)
         if members[0].cell.real:
             # Intervals of equal counts stand side by side.
             aside = (limits[1] / limits[0]) ** (_ASIDE * (place - (len(lines) - 1) / 2))

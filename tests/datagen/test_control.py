@@ -97,6 +97,12 @@ class Oracle:
         return found
 
 
+def test_without_adherence_nothing_is_drawn(tmp_path: Path, pipelines: Mapping[str, Path]):
+    assert train(tmp_path, pipelines["sd1"], adherence=None).adherence is None
+    assert not (tmp_path / "control/samples").exists()
+    assert (tmp_path / "control" / ABOUT_FILE).exists()
+
+
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 def test_what_is_written_is_what_a_generator_takes(
     kind: str, tmp_path: Path, pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,10 @@ def test_coco_is_the_default_export(plan_file: Path):
         ("generator.stepps=3", "generator.stepps: unknown key; known keys: kind, pause, side"),
         ("generator.sidee=3", "generator.sidee: unknown key; did you mean 'side'? known keys: kind, pause, side"),
         (
+            "templates=[x]",
+            "templates: unknown key; did you mean 'source.templates'? known keys: batch_size, candidates",
+        ),
+        (
             "generatr.side=3",
             "generatr: unknown key; did you mean 'generator'? known keys: batch_size, candidates, exports",
         ),
