@@ -104,6 +104,11 @@ class EvaluatePlan(Settings):
     threads: Annotated[int, Ge(1)] = 2
     """CPU threads of each process; another number may change the last digits."""
 
+    @field_validator("more_tests", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        return {} if value is None else value
+
     @field_validator("columns", "seeds", "real_counts", "curve_counts", "synthetic_counts")
     @classmethod
     def _each_once(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:

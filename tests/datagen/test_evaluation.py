@@ -526,6 +526,12 @@ def test_the_lines_of_a_table_of_many_conditions_stay_short():
     assert max(map(len, (*heads, *values))) <= 120
 
 
+def test_other_tests_can_be_taken_out_of_a_plan(tmp_path: Path):
+    plan = write_plan(tmp_path / "plan.yaml", more_tests={"night": {"time": ["night"]}})
+    assert list(load_evaluate_plan(plan).more_tests) == ["night"]
+    assert load_evaluate_plan(plan, ["more_tests=null"]).more_tests == {}
+
+
 def test_cells_come_seed_by_seed(tmp_path: Path):
     plan = load_evaluate_plan(write_plan(tmp_path / "plan.yaml"))
     cells = list(cells_of(plan, real=4, synthetic=3))
