@@ -1,5 +1,6 @@
 """The maps that published ControlNets were trained on, from the package controlnet-aux."""
 
+import warnings
 import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -122,7 +123,9 @@ class Annotator:
     @cached_property
     def _loaded(self) -> Any:
         try:
-            detector = getattr(import_module("controlnet_aux"), self._detector.class_name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # two dozen lines about what it imports itself, which no user can mend
+                detector = getattr(import_module("controlnet_aux"), self._detector.class_name)
         except (ImportError, AttributeError) as error:  # AttributeError: what newer versions of mediapipe cause
             raise UserError(
                 f"annotator {self._name}: controlnet-aux does not import ({error}); {_INSTALL}, and if mediapipe is "
