@@ -1,7 +1,6 @@
 """Rendered scenes, made once by worker processes and kept in the user's cache folder in chunks."""
 
 import hashlib
-import io
 import json
 import multiprocessing
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from jaxtyping import Float16, UInt8
 
 from datagen.pocket import world
 from decoders.errors import UserError
-from decoders.files import write_atomic
+from decoders.files import atomic_file
 
 CHUNK = 250
 """Scenes per file: about 25 MB, and ten seconds of work at most lost when a worker is killed."""
@@ -70,15 +69,14 @@ def _note(scene: world.Scene) -> dict[str, Any]:
 
 def _render_chunk(path: Path, seeds: range, held_out: bool) -> int:
     scenes = [world.render_scene(seed, held_out=held_out) for seed in seeds]
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        images=np.stack([scene.image for scene in scenes]),
-        semantic=np.stack([scene.semantic for scene in scenes]),
-        depth=np.stack([scene.depth for scene in scenes]).astype(np.float16),
-        notes=np.frombuffer(json.dumps([_note(scene) for scene in scenes]).encode(), np.uint8),
-    )
-    write_atomic(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            images=np.stack([scene.image for scene in scenes]),
+            semantic=np.stack([scene.semantic for scene in scenes]),
+            depth=np.stack([scene.depth for scene in scenes]).astype(np.float16),
+            notes=np.frombuffer(json.dumps([_note(scene) for scene in scenes]).encode(), np.uint8),
+        )
     return len(scenes)
 
 
