@@ -95,7 +95,7 @@ app.add_typer(pocket, name="pocket")
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE ...", help="Change keys of the plan: --set generator.steps=30 seed=7"),
+    typer.Option("--set", metavar="KEY=VALUE ...", help="Change keys of the plan; `datagen keys` tells them all."),
 ]
 FolderForAll = Annotated[
     Path | None, typer.Option("--to", metavar="FOLDER", help="For everything; the plan's own when left out.")
@@ -119,7 +119,7 @@ def datagen(
 ) -> None: ...
 
 
-@app.command(cls=_WithSettings, epilog="Example: datagen generate configs/demo.yaml --to runs/demo --set target=128")
+@app.command(cls=_WithSettings, epilog="Example: datagen generate configs/demo.yaml --to runs/mine --set target=8")
 def generate(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     to: Annotated[
@@ -197,7 +197,7 @@ def adapt(
     _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
-@app.command(cls=_WithSettings, epilog="Example: datagen control configs/control.yaml --to models/control")
+@app.command(cls=_WithSettings, epilog="Example: datagen control configs/control.yaml --to models/mine --set seed=7")
 def control(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     to: FolderForAll = None,
@@ -209,7 +209,7 @@ def control(
     _launched(lambda launcher: run(plan, to=to, overrides=settings or [], launcher=launcher))
 
 
-@app.command(cls=_WithSettings, epilog="Example: datagen evaluate configs/evaluate.yaml --to runs/worth")
+@app.command(cls=_WithSettings, epilog="Example: datagen evaluate configs/evaluate.yaml --to runs/mine --set seeds=[0]")
 def evaluate(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     to: FolderForAll = None,

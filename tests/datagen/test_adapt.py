@@ -3,8 +3,6 @@
 import io
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from decoders.checkpoint import Checkpoint, load_checkpoint
 from decoders.errors import UserError
 from decoders.peers import Alone
 from decoders.references import LoraReference, ModelReference
-from tests.datagen.toys import environment
+from tests.datagen.toys import in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -318,12 +316,8 @@ def test_the_target_is_what_the_scheduler_says(kind: str, prediction: str, pipel
 def test_two_processes_make_the_lora_of_one(walls: Path, pipelines: Mapping[str, Path], tmp_path: Path):
     plan = write_plan(tmp_path / "plan.yaml", pipelines["sd1"], walls, batch_size=4, tracker="tensorboard")
     alone = load_file(adapted(plan, to=tmp_path / "alone").result)
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "adapt", str(plan)),
-    ]
     for expected in ("6 updates", "made before, kept"):
-        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+        done = in_two_processes(tmp_path, "adapt", plan)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("adapted to 4 pictures") == 1
         assert expected in done.stdout

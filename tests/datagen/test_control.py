@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +35,7 @@ from decoders.labels import LabelSet, metric_depth, semantic_ids, semantic_map
 from decoders.references import LoraReference, ModelReference
 from tests.datagen.made_up import image
 from tests.datagen.test_fitting import CLASSES, photographs
-from tests.datagen.toys import environment, write_plan
+from tests.datagen.toys import in_two_processes, write_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
@@ -298,11 +296,7 @@ def test_two_processes_make_the_control_of_one(tmp_path: Path, pipelines: Mappin
     }
     train(tmp_path / "alone", pipelines["sd1"], **changes)
     plan = write_plan(tmp_path / "plan.yaml", values(tmp_path / "together", pipelines["sd1"], **changes))
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "control", str(plan)),
-    ]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    done = in_two_processes(tmp_path, "control", plan)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ControlNet of 3 updates") == 1
     alone, together = (load_file(tmp_path / name / "control" / WEIGHTS_FILE) for name in ("alone", "together"))

@@ -1,7 +1,5 @@
 """`datagen evaluate`: cells, what is told of them, and one small evaluation from its plan to its plot."""
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,7 +37,7 @@ from decoders.augmentation import Augmentation
 from decoders.errors import UserError
 from decoders.labels import AnnotatedImage, DenseMap, Label, Taxonomy, metric_depth, semantic_ids, semantic_map
 from decoders.references import ModelReference
-from tests.datagen.toys import environment
+from tests.datagen.toys import in_two_processes
 
 SCENE = {"format": "pocket_scenes", "height": 32, "width": 48}
 
@@ -205,11 +203,7 @@ def test_two_processes_share_the_cells(tmp_path: Path):
     chosen = {"columns": ["real", "both"], "real_counts": [4]}
     alone = evaluated(write_plan(tmp_path / "alone/plan.yaml", **chosen))
     plan = write_plan(tmp_path / "together/plan.yaml", **chosen)
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "evaluate", str(plan)),
-    ]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    done = in_two_processes(tmp_path, "evaluate", plan)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 seeds: mean") == 1
     assert "cell 1 of 2" in done.stderr, "each has half of the four cells"

@@ -72,6 +72,21 @@ def command(site: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def in_two_processes(site: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`datagen ...` in two processes that share the work.
+
+    Started by torchrun, as users may: `accelerate launch`, by which test_launchers starts them, imports for seconds.
+    """
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "datagen"]
+    return subprocess.run(
+        [sys.executable, "-m", *launch, *map(str, arguments)],
+        env=environment(site),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def environment(site: Path) -> dict[str, str]:
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = [str(site), str(Path(__file__).parents[2]), *filter(None, known)]
