@@ -119,12 +119,8 @@ def test_two_processes_fit_one_reader(tmp_path: Path, pipelines: dict[str, Path]
     file = write_plan(
         tmp_path / "plan.yaml", pipelines["sd1"], tmp_path / "few", validation={"root": str(tmp_path / "unseen")}
     )
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m", "datagen", "fit", str(file)),
-    ]
     for expected in ("never saw", "fitted before, kept"):
-        done = subprocess.run(command, env=toys.environment(tmp_path), capture_output=True, text=True, check=False)
+        done = toys.in_two_processes(tmp_path, "fit", file)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("reader: ") == 1
         assert expected in done.stdout

@@ -73,13 +73,10 @@ def command(site: Path, *arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def in_two_processes(site: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`datagen ...` in two processes that share the work.
-
-    Started by torchrun, as users may: `accelerate launch`, by which test_launchers starts them, imports for seconds.
-    """
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "datagen"]
+    """`accelerate launch ... -m datagen ...`: two processes that share the work."""
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
     return subprocess.run(
-        [sys.executable, "-m", *launch, *map(str, arguments)],
+        [sys.executable, "-m", *launch, "--main_process_port", "0", "-m", "datagen", *map(str, arguments)],
         env=environment(site),
         capture_output=True,
         text=True,
