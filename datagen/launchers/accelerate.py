@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.distributed
 from accelerate import PartialState
 
 from datagen.launchers import Item
@@ -33,7 +34,7 @@ class Accelerate:
         if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
             raise _no_group(f"but not {' and '.join(missing)}")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        shared = _is_shared(gpus)
+        self._shares_a_gpu = shared = _is_shared(gpus)
         # NCCL refuses two processes on one GPU: those that share one meet on the CPU. And without `cpu=True`, two on a
         # machine without CUDA each take themselves for rank 0 of 1.
         self._state = PartialState(cpu=shared or not gpus, timeout=_PATIENCE)
@@ -56,7 +57,10 @@ class Accelerate:
         return cast(Item, self.peers().agree(find() if self.rank == 0 else None))
 
     def barrier(self) -> None:
-        self._state.wait_for_everyone()
+        if self._shares_a_gpu:
+            cast(Any, torch.distributed).barrier()  # accelerate would name the GPU of this process's number
+        else:
+            self._state.wait_for_everyone()
 
     def close(self) -> None:
         self._state.destroy_process_group()

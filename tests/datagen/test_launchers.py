@@ -175,25 +175,33 @@ def test_processes_share_gpus_on_one_machine_alone(monkeypatch: pytest.MonkeyPat
         def __init__(self, **settings: object) -> None:
             meets_on_cpu.append(settings["cpu"])
 
-    meets_on_cpu, chosen = list[object](), list[str]()
+        def wait_for_everyone(self) -> None:
+            waited.append("by its number")
+
+    meets_on_cpu, chosen, waited = list[object](), list[str](), list[str]()
     monkeypatch.setattr(accelerate, "PartialState", Formed)
     monkeypatch.setattr(accelerate.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(accelerate.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(accelerate.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(accelerate.torch.distributed, "barrier", lambda: waited.append("on the CPU"))
     values = {"RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "x", "MASTER_PORT": "0", "WORLD_SIZE": "4"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert accelerate.Accelerate().device == "cuda:1"
+    launcher = accelerate.Accelerate()
+    assert launcher.device == "cuda:1"
     assert chosen == ["cuda:1"]
+    launcher.barrier()
+    assert waited == ["on the CPU"], "there is no GPU with this process's number"
     assert meets_on_cpu == [True], "NCCL takes no two processes on one GPU"
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match=r"4 processes found on a machine with 2 GPUs, expected a GPU for each"):
         accelerate.Accelerate()
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    accelerate.Accelerate()
+    accelerate.Accelerate().barrier()
     assert meets_on_cpu == [True, False], "by NCCL, unless it is known that GPUs are shared"
+    assert waited[1:] == ["by its number"]
 
 
 def test_a_group_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch):
