@@ -53,7 +53,8 @@ release-artifacts: $(STAMP)
 	$(BIN)/datagen generate configs/demo.yaml
 	$(BIN)/datagen control configs/control.yaml
 	$(BIN)/python -m datagen.pocket.ship models/control
-	for each in "few_shot_reader pocket" pocket_world confidence long_tail reader_tasks open_vocabulary style_swap; do \
+	for each in "few_shot_reader pocket" pocket_world confidence long_tail reader_tasks open_vocabulary \
+		"style_swap --only guidance fusion cost rare" "style_swap --only renders pictures --updates 3000 --scenes 4000"; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done
 	test ! -d ../shared/data/camvid || for each in "few_shot_reader camvid" style_swap_camvid; do \
 		$(BIN)/python -m benchmarks.$$each || exit 1; done

@@ -270,7 +270,7 @@ def _from_the_game(scale: Scale) -> dict[str, Any]:
 
 
 _MOSTLY_REAL = 0.75
-"""Of a batch: what is small stays known where restyled pictures blur it. Chosen by `benchmarks.mixes`, on other scenes."""
+"""Of a batch: what is small stays known where restyled pictures blur it. Chosen by `benchmarks.mixes`."""
 
 
 def camvid(count: int) -> Claim:

@@ -2,13 +2,12 @@
 
     python -m benchmarks.mixes [--claims datasetdm_20 dginstyle] [--seeds 0 1] [--processes 2]
 
-`dginstyle`: how much guidance draws the pictures, with fusion or without, and how large a share of every batch are
-the game's own scenes? `datasetdm_20`: how many of the reader's answers are kept (`coverage`; the least sure become
-void)? Each beside real pictures alone for as long. The students are those of the claims, in full; the scenes to choose
+`dginstyle`: how much guidance draws the pictures, and how large a share of every batch are the game's own scenes?
+`datasetdm_20`: how many of the reader's answers are kept (`coverage`; the least sure become void)? Each beside real pictures alone for as long. The students are those of the claims, in full; the scenes to choose
 by are few-shot ones that nothing else uses, so that the claims' test scenes have no part in the choice.
 
-Cost on two slow cores, a seed: students 12 x 1,000 updates x 1.5 s = 5 hours; pictures that `benchmarks.worth` has not
-drawn, 2 x 2,000 x 1.1 s and 2 x 1,000 x 3 s, with fusion 10 s: 7 hours. Every cell resumes by its content hash.
+Cost on two slow cores, a seed: students 8 x 1,000 updates x 1.5 s = 3 hours; pictures that `benchmarks.worth` has not
+drawn, 2 x 2,000 x 1.1 s and 1,000 x 3 s: 2 hours. Every cell resumes by its content hash.
 """
 
 import argparse
@@ -22,7 +21,6 @@ import torch
 from benchmarks.cells import Cell, measure_all
 from benchmarks.claims import CLAIMS, HARDER, NORMAL, SCALES, Step
 from benchmarks.readers import model_digest
-from benchmarks.style_swap import IN_PART
 from benchmarks.worth import headlines_of, run
 from datagen.evaluation.evaluate import RESULTS_FILE
 from datagen.files import read_json
@@ -54,7 +52,6 @@ class Mix:
 
 
 _LESS: Mapping[str, Any] = {"generator.guidance": 1.0}
-_FUSED: Mapping[str, Any] = {**_LESS, "generator.fusion": IN_PART.model_dump(exclude_unset=True)}
 MIXES: Mapping[str, tuple[Mix, ...]] = {
     "datasetdm_20": (
         Mix(column="real"),
@@ -64,12 +61,8 @@ MIXES: Mapping[str, tuple[Mix, ...]] = {
     "dginstyle": (
         Mix(column="real"),
         Mix(),
-        Mix(real_share=0.75),
         Mix(made=_LESS),
         Mix(made=_LESS, real_share=0.75),
-        Mix(made=_LESS, real_share=0.875),
-        Mix(made=_FUSED),
-        Mix(made=_FUSED, real_share=0.75),
     ),
 }
 
@@ -99,7 +92,7 @@ def steps_of(cell: Cell) -> tuple[list[Step], Step]:
     *made, study = (cast(Step, step) for step in CLAIMS[cell["claim"]](SCALE, home / "worth" / "full"))
     drawn = made[-1]
     if cell["made"]:
-        own = "_".join(f"{name.split('.')[-1]}_{_short(value)}" for name, value in cell["made"].items())
+        own = "_".join(f"{name.split('.')[-1]}_{value:g}" for name, value in cell["made"].items())
         drawn = replace(drawn, settings={**drawn.settings, **cell["made"]}, to=home / NAME / cell["claim"] / own)
     chosen = {
         "synthetic.root": str(drawn.to / "exports/coco"),
@@ -111,10 +104,6 @@ def steps_of(cell: Cell) -> tuple[list[Step], Step]:
     }
     to = home / NAME / cell["claim"] / "_".join(map(str, (cell["column"], drawn.to.name, cell["real share"])))
     return [*made[:-1], drawn], replace(study, settings={**study.settings, **chosen}, to=to)
-
-
-def _short(value: Any) -> str:
-    return "on" if isinstance(value, Mapping) else f"{value:g}"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Style swap on the pocket world: are label maps kept, does the style move, what does fusion add and cost?
 
-    python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--updates 1200] [--only pictures guidance cost rare]
+    python -m benchmarks.style_swap [--pictures 200] [--fused 100] [--only guidance fusion cost rare]
     python -m benchmarks.style_swap --only renders pictures --updates 3000 --scenes 4000    # trained longer, on fewer
 
 Source: streets in the game's look, clear, by day; asked for: photo looks, also in fog and snow, at dusk and at night.
@@ -15,10 +15,10 @@ in the space of its encoder's channel means to renders of the looks asked for, o
 weather, which the model has never seen. `renders`, the same streets rendered in the looks asked for, after the codec,
 show what could be reached.
 
-`cost`: denoiser calls and seconds of a picture with fusion, and with fusion that begins from the first drawing (`in
-part`), against DGInStyle's 20 + 20 x 81 guided calls: the same code with windows that overlap by 7/8 of which none is
-left out. `rare`: what crops around rare classes do to the share of pictures that show them. `guidance`: what less of it
-than 3 does to both; the swap's row of `pictures` stands beside.
+`guidance`: what less of it than 3 does to both. `fusion`: what drawing in windows adds to small things, and where it
+begins from the first drawing (`in part`). `cost`: denoiser calls and seconds of a picture with these, against
+DGInStyle's n + n x 81 guided calls in n steps: the same code with windows that overlap by 7/8 of which none is left
+out. `rare`: what crops around rare classes do to the share of pictures that show them.
 
 Cost on two slow cores, one thread each: judge, 3,000 updates x 0.9 s, and `no swap`, 1,200 updates x 3 s, one hour
 each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused ones 100 x (15 s + 9 s), the original's
@@ -73,7 +73,7 @@ SMALL = ("pole", "traffic sign", "bicycle", "person")
 STEPS = 25
 BATCH = 4
 GUIDANCE = 3.0
-LESS_GUIDANCE = (1.0, 1.5)
+GUIDANCES = (1.0, 1.5, GUIDANCE)
 SHIPPED = "package://datagen.pocket/control"
 SHIPPED_AFTER = (1200, 20_000)
 """Updates, and scenes of the game."""
@@ -322,11 +322,11 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
     ]
     whole = drawn | {"part": "pictures", "pictures": chosen.pictures}
     cells += [whole | {"setting": name} for name in ("swap", "source model", "no swap")]
-    less = whole | {"part": "guidance", "setting": "swap"}
-    cells += [less | {"guidance": guidance} for guidance in LESS_GUIDANCE]
+    guided = whole | {"part": "guidance", "setting": "swap"}
+    cells += [guided | {"guidance": guidance} for guidance in GUIDANCES]
     # What is compared with few pictures has a plain side of as many.
     for part, counts, settings in (
-        ("pictures", chosen.fused, ("swap", "fusion", "fusion in part")),
+        ("fusion", chosen.fused, ("swap", "fusion", "fusion in part")),
         ("cost", chosen.original, ("swap", "fusion", "fusion in part", "original")),
     ):
         cells += [drawn | {"part": part, "setting": name, "pictures": counts} for name in settings]
@@ -336,7 +336,7 @@ def all_cells(chosen: argparse.Namespace) -> list[Cell]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["renders", "pictures", "guidance", "cost", "rare"]
+    parts = ["renders", "pictures", "guidance", "fusion", "cost", "rare"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--fused", type=int, default=100, help="pictures drawn with fusion, and again without")
