@@ -3,8 +3,9 @@
     python -m benchmarks.mixes [--claims datasetdm_20 dginstyle] [--seeds 0 1] [--processes 2]
 
 `dginstyle`: how much guidance draws the pictures, and how large a share of every batch are the game's own scenes?
-`datasetdm_20`: how many of the reader's answers are kept (`coverage`; the least sure become void)? Each beside real pictures alone for as long. The students are those of the claims, in full; the scenes to choose
-by are few-shot ones that nothing else uses, so that the claims' test scenes have no part in the choice.
+`datasetdm_20`: how many of the reader's answers are kept (`coverage`; the least sure become void)? Each beside real
+pictures alone for as long. The students are those of the claims, in full; the scenes to choose by are few-shot ones
+that nothing else uses, so that the claims' test scenes have no part in the choice.
 
 Cost on two slow cores, a seed: students 8 x 1,000 updates x 1.5 s = 3 hours; pictures that `benchmarks.worth` has not
 drawn, 2 x 2,000 x 1.1 s and 1,000 x 3 s: 2 hours. Every cell resumes by its content hash.
