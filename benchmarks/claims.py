@@ -129,8 +129,7 @@ def renders(count: int) -> Claim:
         drawn, labelled = home / "renders", home / f"renders_{count}"
         words = ["--count", str(scale.samples), "--seed", str(_RENDERS_SEED)]
         yield Dataset(verb="pocket scenes", words=words, to=drawn)
-        words = [str(drawn / "images"), "--reader", str(home / f"reader_{count}")]
-        yield Dataset(verb="label", words=words, to=labelled)
+        yield _labelled(drawn / "images", home / f"reader_{count}", to=labelled)
         settings = {
             **_studied(scale, home, count),
             "synthetic.root": str(labelled),
@@ -140,6 +139,10 @@ def renders(count: int) -> Claim:
         yield Step(verb="evaluate", config="evaluate", to=home / f"of_renders_{count}", settings=settings)
 
     return steps
+
+
+def _labelled(images: Path, reader: Path, *, to: Path) -> Dataset:
+    return Dataset(verb="label", words=[str(images), "--reader", str(reader)], to=to)
 
 
 _RENDERS_SEED = 5000
@@ -273,6 +276,10 @@ _MOSTLY_REAL = 0.75
 """Of a batch: what is small stays known where restyled pictures blur it. Chosen by `benchmarks.mixes`."""
 
 
+CAMVID = Path("../shared/data/camvid")
+"""As the configs of its claims say."""
+
+
 def camvid(count: int) -> Claim:
     """From so many annotated photographs."""
 
@@ -298,14 +305,11 @@ def photographs(count: int) -> Claim:
     def steps(scale: Scale, home: Path) -> Iterator[Step | Dataset]:
         reader, labelled = _reader_of_photographs(scale, home, count), home / f"photographs_{count}"
         yield reader
-        yield Dataset(verb="label", words=[_TRAIN_PHOTOGRAPHS, "--reader", str(reader.to)], to=labelled)
+        yield _labelled(CAMVID / "train/images", reader.to, to=labelled)
         settings = {**_studied_photographs(scale, count, labelled), "columns": ["real", "synthetic", "both"]}
         yield Step(verb="evaluate", config="camvid_evaluate", to=home / f"of_photographs_{count}", settings=settings)
 
     return steps
-
-
-_TRAIN_PHOTOGRAPHS = "../shared/data/camvid/train/images"
 
 
 def _reader_of_photographs(scale: Scale, home: Path, count: int) -> Step:
@@ -333,3 +337,5 @@ CLAIMS: Mapping[str, Claim] = {
     "camvid_60": camvid(60),
     "of_photographs_60": photographs(60),
 }
+ON_PHOTOGRAPHS = ("camvid_20", "camvid_60", "of_photographs_60")
+"""Claims that need `CAMVID`."""

@@ -21,7 +21,7 @@ DGInStyle's n + n x 81 guided calls in n steps: the same code with windows that 
 out. `rare`: what crops around rare classes do to the share of pictures that show them.
 
 Cost on two slow cores, one thread each: judge, 3,000 updates x 0.9 s, and `no swap`, 1,200 updates x 3 s, one hour
-each, both resumed from the user's cache folder; pictures 4 x 200 x 2 s, fused ones 100 x (15 s + 9 s), the original's
+each, both resumed from the user's cache folder; pictures 6 x 200 x 2 s, fused ones 100 x (15 s + 9 s), the original's
 32 x 120 s: 2 hours. Every cell resumes by its content hash, and one that was begun goes on with the batch it was at;
 contact sheets lie in the cache folder.
 """

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.cells import read_results, this_hardware, write_results
-from benchmarks.claims import CLAIMS, SCALES, Dataset, Scale, Step
+from benchmarks.claims import CAMVID, CLAIMS, ON_PHOTOGRAPHS, SCALES, Dataset, Scale, Step
 from benchmarks.readers import model_digest
 from datagen.datasets.coco import ANNOTATIONS
 from datagen.evaluation.columns import Cell
@@ -158,8 +158,8 @@ def main() -> int:
     fine = True
     with tempfile.TemporaryDirectory() as anew:
         for name in claims:
-            if name.startswith("camvid") and not Path("../shared/data/camvid").exists():
-                print(f"{name}: left out, as CamVid is not at ../shared/data/camvid")
+            if name in ON_PHOTOGRAPHS and not CAMVID.exists():
+                print(f"{name}: left out, as CamVid is not at {CAMVID}")
                 continue
             folder = Path(anew) if chosen.again else home
             seeds = seeds_of(committed.get(name, {}), asked)

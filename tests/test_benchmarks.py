@@ -96,6 +96,13 @@ def test_every_step_of_a_claim_is_a_sound_plan(claim: str, scale: str, tmp_path:
     assert load_evaluate_plan(Path(config), chosen).mixed_updates is None, "equal updates in all columns"
 
 
+def test_claims_that_need_photographs_are_named():
+    """Where there are none, `benchmarks.worth` leaves these out."""
+    steps = {name: claim(claims.SCALES["full"], Path("home")) for name, claim in claims.CLAIMS.items()}
+    on_photographs = [name for name, some in steps.items() if any("camvid" in str(each.arguments()) for each in some)]
+    assert tuple(on_photographs) == claims.ON_PHOTOGRAPHS
+
+
 @pytest.mark.parametrize("claim", mixes.MIXES)
 def test_a_mix_changes_what_it_says_and_is_chosen_by_scenes_of_its_own(
     claim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
